@@ -8,7 +8,7 @@ A rollout of two rounds reads (MGPO, arXiv 2507.05920; the wording is this proje
     assistant  reasoning and \\boxed{C}                       sampled, round 2
 
 With `num_rounds=1` the first user turn is `direct_*` instead (plain GRPO); with more than two rounds the replies between
-carry `zoom` in place of the answer instruction.
+carry `zoom_*` in place of the answer instruction.
 """
 
 import hashlib
@@ -25,13 +25,14 @@ _ALLOWED = {
     "grounding": ("question",),
     "crop_reply": (),
     "fallback_reply": ("status",),
-    "zoom": ("question",),
+    "zoom_crop": ("question",),
+    "zoom_original": ("question",),
     "answer_choices": ("question", "choices"),
     "answer_free": ("question",),
     "direct_choices": ("question", "choices"),
     "direct_free": ("question",),
 }
-_REQUIRED = {name: set(marks) - {"status"} for name, marks in _ALLOWED.items() if name != "zoom"}
+_REQUIRED = {name: set(marks) - {"status"} for name, marks in _ALLOWED.items() if not name.startswith("zoom")}
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class PromptTemplate:
             Opens a reply that carries the crop.
         fallback_reply (`str`):
             Opens a reply that carries the whole image because the box was unusable. May take `{status}`.
-        zoom (`str`):
-            Asks for the next box, in replies before the last (only with three or more rounds). May take `{question}`.
+        zoom_crop (`str`), zoom_original (`str`):
+            Ask for the next box, in replies before the last (only with three or more rounds): a box inside the image
+            just shown, or inside the first image. May take `{question}`.
         answer_choices (`str`), answer_free (`str`):
             Ask for the boxed answer in the last reply, with and without choices.
         direct_choices (`str`), direct_free (`str`):
@@ -65,10 +67,13 @@ class PromptTemplate:
     )
     crop_reply: str = "This is the region that you chose, cut from the full-resolution image.\n"
     fallback_reply: str = "Your reply held no usable region ({status}), so this is the whole image once more.\n"
-    zoom: str = (
+    zoom_crop: str = (
         "{question}\n"
-        "Do not answer yet. Choose the part of this last image that you need to see closer, and reply with its box as"
-        " JSON."
+        "Do not answer yet. Choose the part of this last image that you need to see closer, and reply with its box as JSON."
+    )
+    zoom_original: str = (
+        "{question}\n"
+        "Do not answer yet. Choose the part of the first image that you need to see next, and reply with its box as JSON."
     )
     answer_choices: str = (
         "{question}\n{choices}\n"
@@ -111,7 +116,9 @@ class PromptTemplate:
         system = [{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []
         return [*system, _user_turn(text)]
 
-    def reply_message(self, question: str, choices: list[str] | None, status: str, is_last: bool) -> dict:
+    def reply_message(
+        self, question: str, choices: list[str] | None, status: str, is_last: bool, zoom_from: str = "crop"
+    ) -> dict:
         """
         The fixed user turn between two rounds. It always carries exactly one image: the crop, or the whole image.
 
@@ -120,10 +127,12 @@ class PromptTemplate:
             choices (`list[str]`, *optional*): Texts of the choices; shown only in the last reply.
             status (`str`): Value of the box status; `"ok"` announces a crop, anything else the whole image.
             is_last (`bool`): Whether the answer is asked for (`True`) or another box (`False`).
+            zoom_from (`str`, *optional*, defaults to `"crop"`): Which image another box refers to, the last `"crop"` or
+                the `"original"`.
         """
         opening = self.crop_reply if status == "ok" else _fill(self.fallback_reply, status=status.replace("_", " "))
         if not is_last:
-            closing = _fill(self.zoom, question=question)
+            closing = _fill(self.zoom_crop if zoom_from == "crop" else self.zoom_original, question=question)
         elif choices:
             closing = _fill(self.answer_choices, question=question, choices=_choice_lines(choices))
         else:

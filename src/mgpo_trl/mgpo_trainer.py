@@ -1,0 +1,405 @@
+"""`MGPOTrainer`: GRPO over a conversation of fixed rounds, with a crop of the original image between them."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from datasets import Image as ImageFeature
+from transformers import AutoProcessor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from trl import GRPOTrainer
+
+from .boxes import BoxStatus, resolve_coordinates
+from .geometry import box_area_fraction, coverage, hit
+from .images import open_image
+from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
+from .mgpo_config import MGPOConfig
+from .processing import VisionChat, check_processor, vision_token_ids
+from .prompts import load_prompts
+from .rollout import Context, Rollout, RoundTemplate, Sampled, flatten, run_rounds
+
+
+class MGPOTrainer(GRPOTrainer):
+    r"""
+    Trainer for Multi-turn Grounding-based Policy Optimization (MGPO, [arXiv 2507.05920](https://arxiv.org/abs/2507.05920)).
+
+    What changes w.r.t. [`~trl.GRPOTrainer`]: generation plays [`MGPOConfig.num_rounds`] rounds, cutting each named region
+    from the original image in between, and the loss covers the tokens that the model sampled, round by round. Rewards,
+    advantages, loss types, PEFT, DeepSpeed and vLLM are inherited.
+
+    A dataset row has `image` (path, `{"bytes", "path"}` or `PIL.Image.Image`) and `question`, optionally `choices`,
+    `answer`, `target_boxes` (original pixels), `category`, `id`; no `prompt` column is needed. Reward functions get every
+    column except the raw image, and for each rollout: `image` (the original), `rollouts` ([`~mgpo_trl.rollout.Rollout`]),
+    `boxes`, `statuses` and `crops` (one entry for each round before the last).
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
+            A vision-language model of the Qwen-VL family.
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
+            As in [`~trl.GRPOTrainer`]; [`~mgpo_trl.rewards.accuracy_reward`] is the paper's reward.
+        args ([`MGPOConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows as above.
+        eval_dataset (*optional*):
+            Likewise, or a dictionary of such datasets.
+        processing_class ([`~transformers.ProcessorMixin`], *optional*):
+            Processor of the model; loaded from the model's directory when not given. Its pixel budget is set to the
+            configuration's, so that a saved checkpoint carries it.
+
+    Raises:
+        ValueError: The dataset lacks a column, the processor is not of a supported family, or `coordinates="auto"` does
+            not know the model family.
+    """
+
+    _tag_names = ["trl", "mgpo"]
+    _name = "MGPO"
+    _paper = {
+        "title": "High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement Learning",
+        "id": "2507.05920",
+        "citation": textwrap.dedent("""\
+            @article{huang2025highresolution,
+                title        = {{High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement Learning}},
+                author       = {Xinyu Huang and Yuhao Dong and Weiwei Tian and Bo Li and Rui Feng and Ziwei Liu},
+                year         = 2025,
+                eprint       = {arXiv:2507.05920},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: MGPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        **kwargs,
+    ):
+        model_name = model if isinstance(model, str) else model.config._name_or_path
+        args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
+        prompts = load_prompts(args.prompts_file)
+        if processing_class is None:
+            processing_class = AutoProcessor.from_pretrained(
+                model_name, padding_side="left", trust_remote_code=args.trust_remote_code
+            )
+        check_processor(processing_class)
+        super().__init__(
+            model,
+            reward_funcs,
+            args=args,
+            train_dataset=_undecoded(train_dataset, "train_dataset"),
+            eval_dataset=_undecoded(eval_dataset, "eval_dataset"),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.chat = VisionChat(
+            processing_class, max_pixels=args.max_pixels, min_pixels=args.min_pixels, end_ids=self.eos_token_ids
+        )
+        self.template = RoundTemplate(
+            prompts,
+            self.chat,
+            resolve_coordinates(args.coordinates, self.model.config.model_type),
+            min_box_side=args.min_box_side,
+            max_box_aspect=args.max_box_aspect,
+            zoom_from=args.zoom_from,
+        )
+        # TRL builds the tensors of images that join during the rollout only where tools are set. One round adds no image,
+        # and TRL would then render the tools into its prompt.
+        self.tools = [_crop_tool] if args.num_rounds > 1 else []
+        # TRL would zero the attention of a cut completion, image tokens included, and so misplace every later image.
+        # Here a cut turn leaves the loss and stays in view of the attention (see `_loss_turn_ids`).
+        self.mask_truncated_completions = False
+        # The constant normaliser of `dr_grpo` is the most tokens that a rollout can sample.
+        self.max_completion_length = sum(args.token_budgets)
+        self._rollouts: list[Rollout] = []
+        self._round = 1
+        self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._suppress_vision_tokens()
+
+    def _suppress_vision_tokens(self) -> None:
+        """A sampled placeholder would have no image behind it: the position code fails on it."""
+        vision_ids = vision_token_ids(self.model.config)
+        if self.use_vllm:
+            wanted = {token_id: -100.0 for token_id in vision_ids}
+            extra = self.vllm_generation.generation_kwargs or {}
+            self.vllm_generation.generation_kwargs = {**extra, "logit_bias": {**wanted, **extra.get("logit_bias", {})}}
+            return
+        suppressed = sorted({*vision_ids, *(self.generation_config.suppress_tokens or [])})
+        self.generation_config.suppress_tokens = suppressed
+        self.generation_kwargs["suppress_tokens"] = suppressed
+
+    # Generation
+
+    def _generate_and_score_completions(self, inputs):
+        self._rollouts = self._start_rollouts(inputs)
+        self._round = 1
+        rows = [
+            {**{name: value for name, value in row.items() if name not in ("image", "images")}, "prompt": self._prompt(r)}
+            for row, r in zip(inputs, self._rollouts, strict=True)
+        ]
+        output = super()._generate_and_score_completions(rows)
+        if "pixel_values" not in output:
+            raise RuntimeError(
+                f"The images of a batch were dropped on the way to the loss (samples {[r.id for r in self._rollouts]}). "
+                "This TRL version treats images of later turns differently; install the version that this package pins."
+            )
+        device = output["completion_ids"].device
+        turn_ids = [self._loss_turn_ids(rollout) for rollout in self._rollouts]
+        output["turn_ids"] = pad_turn_ids(turn_ids, output["completion_ids"].size(1), device)
+        weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
+        output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
+        self._log_rollouts("train" if self.model.training else "eval")
+        self._rollouts = []
+        return output
+
+    def _start_rollouts(self, inputs: list[dict]) -> list[Rollout]:
+        """Open each image of the batch once, and a rollout for every input row."""
+        opened: dict = {}
+        rollouts = []
+        for index, row in enumerate(inputs):
+            row = {**row, "id": row.get("id", f"#{index} of the batch")}
+            key = _image_key(row["image"])
+            if key not in opened:
+                image = open_image(row["image"], str(row["id"]))
+                opened[key] = (image, self.chat.fit(image))
+            rollouts.append(self.template.start(row, *opened[key], self.args.num_rounds))
+        return rollouts
+
+    def _prompt(self, rollout: Rollout) -> list[dict]:
+        return self.template.prompts.first_messages(rollout.question, rollout.choices, self.args.num_rounds)
+
+    def _tokenize_prompts(self, prompts: list):
+        contexts = [Context(rollout.prompt_ids, rollout.images, 1) for rollout in self._rollouts]
+        return [c.ids for c in contexts], [c.images for c in contexts], self._multimodal_fields(contexts)
+
+    def _multimodal_fields(self, contexts: Sequence[Context]) -> dict:
+        for context, rollout in zip(contexts, self._rollouts, strict=True):
+            self.chat.check_image_tokens(context.ids, context.images, rollout.id)
+        if self.use_vllm:  # vLLM encodes the images itself
+            return {}
+        fields = self.chat.encode_images([image for context in contexts for image in context.images])
+        return {**fields, "mm_token_type_ids": [self.chat.token_types(context.ids) for context in contexts]}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """Each round has its own budget of tokens; everything else is TRL's."""
+        budget = self.args.token_budgets[self._round - 1]
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = budget
+        else:
+            self.generation_config.max_new_tokens = budget
+            self.generation_kwargs["max_new_tokens"] = budget
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+
+    def _generate(self, prompts: list):
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = (
+            super()._generate(prompts)
+        )
+        if not self.tools:
+            self._play_rounds(completion_ids, logprobs)
+        for name in ("tools/call_frequency", "tools/failure_frequency"):
+            self._metrics["train" if self.model.training else "eval"].pop(name, None)
+        extra_fields = {**extra_fields, **self._reward_fields()}
+        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images
+
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        """TRL's place for turns that follow the first: play the remaining rounds, and hand the crops over as tool images."""
+        self._play_rounds(completion_ids, logprobs)
+        flat = [flatten(rollout) for rollout in self._rollouts]
+        for rollout, one in zip(self._rollouts, flat, strict=True):
+            self.chat.check_image_tokens(one.ids, one.images, rollout.id)
+        return (
+            [[int(turn > 0) for turn in one.turn_ids] for one in flat],
+            [self._completion(rollout) for rollout in self._rollouts],
+            [one.completion_ids for one in flat],
+            None if logprobs is None else [_flat_logprobs(rollout) for rollout in self._rollouts],
+            0,
+            0,
+            [one.images[1:] for one in flat],
+        )
+
+    def _play_rounds(self, completion_ids: list[list[int]], logprobs: list[list[float]] | None) -> None:
+        """Run the round loop; TRL has already sampled its first round."""
+        known = [None] * len(completion_ids) if logprobs is None else logprobs
+        first = [Sampled(ids, logps) for ids, logps in zip(completion_ids, known, strict=True)]
+
+        def generate(contexts: list[Context]) -> list[Sampled]:
+            self._round = contexts[0].round
+            return first if self._round == 1 else self._sample(contexts)
+
+        run_rounds(self._rollouts, generate, self.template, self.args.num_rounds)
+
+    def _sample(self, contexts: list[Context]) -> list[Sampled]:
+        ids, logprobs = self._generate_single_turn(
+            [context.ids for context in contexts],
+            [context.images for context in contexts],
+            self._multimodal_fields(contexts),
+            num_generations=1,
+            has_tool_images=True,
+        )
+        return [Sampled(*one) for one in zip(ids, logprobs or [None] * len(ids), strict=True)]
+
+    def _completion(self, rollout: Rollout) -> list[dict]:
+        """The completion as messages, for reward functions and logs; its last message is the answer."""
+        messages: list[dict] = []
+        for number, turn in enumerate(rollout.turns, start=1):
+            messages.append({"role": "assistant", "content": turn.text})
+            if turn.box is not None:
+                is_last = number == self.args.num_rounds - 1
+                messages.append(self.template.reply(rollout, turn, is_last))
+        return messages
+
+    def _reward_fields(self) -> dict[str, list]:
+        rollouts = self._rollouts
+        return {
+            "image": [rollout.image for rollout in rollouts],
+            "rollouts": rollouts,
+            "boxes": [rollout.boxes for rollout in rollouts],
+            "statuses": [[box.status.value for box in rollout.boxes] for rollout in rollouts],
+            "crops": [rollout.crops for rollout in rollouts],
+        }
+
+    # Loss
+
+    def _loss_turn_ids(self, rollout: Rollout) -> list[int]:
+        """
+        Turn ids of the tokens that the loss covers. With `mask_truncated_completions` a cut turn leaves it, and a cut
+        answer takes the whole rollout out: its reward says nothing about any of its tokens.
+        """
+        turn_ids = flatten(rollout).turn_ids
+        if not self.args.mask_truncated_completions:
+            return turn_ids
+        cut = {number for number, turn in enumerate(rollout.turns, start=1) if turn.truncated}
+        if len(rollout.turns) in cut:
+            return [0] * len(turn_ids)
+        return [0 if number in cut else number for number in turn_ids]
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if kwargs.get("compute_entropy"):
+            self._loss_outputs = (output[0].detach(), output[1].detach())
+        return output
+
+    def _compute_loss(self, model, inputs):
+        weights = turn_weights(inputs["turn_ids"], self.args.turn_loss_weights)
+        loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
+        self._log_turns(inputs)
+        return loss
+
+    # Metrics
+
+    def _log_turns(self, inputs) -> None:
+        """Entropy, KL and clipped share of each round's tokens, over all processes."""
+        logps, entropies = self._loss_outputs
+        values = {"entropy": entropies}
+        if self.beta != 0.0:
+            values["kl"] = kl_to_reference(logps, inputs["ref_per_token_logps"])
+        old_logps = inputs.get("old_per_token_logps")
+        values["clip_ratio"] = is_clipped(
+            logps,
+            logps if old_logps is None else old_logps,
+            inputs["advantages"].unsqueeze(1),
+            self.epsilon_low,
+            self.epsilon_high,
+        )
+        sums = torch.stack([sums_by_turn(v, inputs["turn_ids"], self.args.num_rounds) for v in values.values()])
+        totals = self.accelerator.reduce(sums, reduction="sum")
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, by_turn in zip(values, totals, strict=True):
+            for number, (total, count) in enumerate(by_turn.tolist(), start=1):
+                metrics[f"turn{number}/{name}"].append(total / count if count else float("nan"))
+
+    def _log_rollouts(self, mode: str) -> None:
+        """Box statuses, crop sizes and turn lengths, averaged over all processes."""
+        sums = _rollout_sums(self._rollouts, self.args.num_rounds)
+        local = torch.tensor([list(pair) for pair in sums.values()], dtype=torch.float32, device=self.accelerator.device)
+        totals = self.accelerator.reduce(local, reduction="sum").tolist()
+        for name, (total, count) in zip(sums, totals, strict=True):
+            if count:
+                self._metrics[mode][name].append(total / count)
+
+    # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """
+        Full weights of a vision-language model are saved under the Hub's names, which are not the live model's: Trainer
+        would match none of them and go on with fresh weights. `from_pretrained` translates the names.
+        """
+        model = self.model if model is None else model
+        names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+        has_weights = any(os.path.isfile(os.path.join(resume_from_checkpoint, name)) for name in names)
+        if not has_weights or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+
+def _crop_tool() -> None:
+    """Stands in TRL's list of tools; the rounds are played by the trainer and it is never called."""
+
+
+def _undecoded(dataset, name: str):
+    """Leave images as bytes or paths: a dataset that decodes them would do so once for every rollout of a group."""
+    if isinstance(dataset, dict):
+        return type(dataset)({key: _undecoded(value, f"{name}[{key!r}]") for key, value in dataset.items()})
+    if dataset is None or dataset.column_names is None:
+        return dataset
+    missing = [column for column in ("image", "question") if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"`{name}` has no column {missing}, only {dataset.column_names}. Rename your columns to `image` and "
+            "`question` (and `choices`, `answer`, `target_boxes` where you have them)."
+        )
+    features = dataset.features or {}
+    if isinstance(features.get("image"), ImageFeature):
+        dataset = dataset.cast_column("image", ImageFeature(decode=False))
+    return dataset
+
+
+def _image_key(image):
+    """Equal for rows that show the same file: its path, else its bytes, else the object."""
+    if isinstance(image, dict):
+        return image.get("bytes") or image.get("path")
+    return image if isinstance(image, (str, bytes)) else id(image)
+
+
+def _flat_logprobs(rollout: Rollout) -> list[float]:
+    flat: list[float] = []
+    for turn in rollout.turns:
+        flat += [*turn.logprobs, *[0.0] * len(turn.reply_ids)]
+    return flat
+
+
+def _rollout_sums(rollouts: Sequence[Rollout], num_rounds: int) -> dict[str, tuple[float, int]]:
+    """Sum and number of values for each metric; the names depend on nothing but `num_rounds`, on every process."""
+    turns = {number: [rollout.turns[number - 1] for rollout in rollouts] for number in range(1, num_rounds + 1)}
+    sums: dict[str, tuple[float, int]] = {}
+    for number, of_round in turns.items():
+        sums[f"turn{number}/length"] = (sum(len(turn.ids) for turn in of_round), len(of_round))
+        sums[f"turn{number}/truncated_ratio"] = (sum(turn.truncated for turn in of_round), len(of_round))
+    if num_rounds > 1:
+        sums |= _grounding_sums(rollouts)
+    return sums
+
+
+def _grounding_sums(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:
+    boxes = [box for rollout in rollouts for box in rollout.boxes]
+    sums = {
+        f"grounding/status/{status.value}": (sum(box.status is status for box in boxes), len(boxes))
+        for status in BoxStatus
+    }
+    sums["grounding/valid_ratio"] = sums[f"grounding/status/{BoxStatus.OK.value}"]
+    crops = [
+        (rollout, turn.box_original_px)
+        for rollout in rollouts
+        for turn in rollout.turns
+        if turn.box_original_px is not None
+    ]
+    areas = [box_area_fraction(box, rollout.image.size) for rollout, box in crops]
+    sums["grounding/crop_area"] = (sum(areas), len(areas))
+    with_targets = [rollout for rollout in rollouts if rollout.target_boxes]
+    last = [(rollout.turns[-2].box_original_px, rollout.target_boxes) for rollout in with_targets]
+    sums["grounding/coverage"] = (sum(coverage(box, targets) for box, targets in last if box), len(last))
+    sums["grounding/hit_rate"] = (sum(hit(box, targets) for box, targets in last if box), len(last))
+    return sums
