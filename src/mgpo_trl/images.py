@@ -1,0 +1,177 @@
+"""Images: open any file as upright RGB, fully decoded, and crop from the original's own pixels.
+
+EXIF orientation is applied once, here, and every trace of it is dropped, so that the three coordinate spaces of
+[`mgpo_trl.geometry`] agree and nothing downstream can turn the picture again.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+MAX_PIXELS = 400_000_000
+"""Largest image that is opened: benchmark photographs of 8K x 8K are ordinary here, Pillow stops at 178 million."""
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_limit_lock = threading.Lock()
+
+
+class ImageError(ValueError):
+    """An image that is missing, unreadable, cut off, empty or too large. The message names it and what to do."""
+
+
+def open_image(source: str | os.PathLike | bytes | dict | Image.Image, name: str) -> Image.Image:
+    """
+    Opens an image as upright RGB, decoded to the last pixel.
+
+    EXIF orientation is applied once and dropped. Transparency is laid on white; 16-bit grayscale is scaled, not
+    clipped; CMYK, palette, grayscale and other colour spaces are converted. Of an animation the first frame counts.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
+            A path, the bytes of a file, a dictionary with `bytes` and `path` as 🤗 Datasets stores images (the bytes
+            count first), or an open image (left as it is).
+        name (`str`):
+            What the image is called in an error, such as the row it belongs to.
+
+    Returns:
+        `PIL.Image.Image`: a new image in mode RGB, without metadata.
+
+    Raises:
+        [`ImageError`]: if the image is missing, unreadable, cut off, empty or larger than `MAX_PIXELS`.
+    """
+    try:
+        image = _open(source, name)
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise ImageError(
+            f"{name}: the image cannot be decoded ({type(error).__name__}: {error}). It is cut off, damaged or not an "
+            "image: replace the file or leave the row out."
+        ) from error
+
+
+def crop_original(image: Image.Image, box_original_px: tuple[int, int, int, int]) -> Image.Image:
+    """
+    Cuts a box out of the original image: its own pixels, not resized.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The original, as [`open_image`] returns it.
+        box_original_px (`tuple[int, int, int, int]`):
+            (x1, y1, x2, y2), inside the image and not empty.
+
+    Returns:
+        `PIL.Image.Image`: of size (x2 - x1, y2 - y1).
+
+    Raises:
+        `ValueError`: if the box is empty or reaches outside the image, where Pillow would paint black.
+    """
+    x1, y1, x2, y2 = box_original_px
+    if not (0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height):
+        raise ValueError(
+            f"`box_original_px` must lie inside the image of size {image.size} and not be empty, got "
+            f"{tuple(box_original_px)}. Map boxes with `mgpo_trl.geometry.view_to_original`, which clips them."
+        )
+    with _pixel_limit():
+        return image.crop((x1, y1, x2, y2))
+
+
+def _open(source, name: str) -> Image.Image:
+    """The image with its header read and its size checked, not decoded yet."""
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, bytes | bytearray | memoryview):
+        image = _read_header(io.BytesIO(_not_empty(bytes(source), name)))
+    elif isinstance(source, str | os.PathLike):
+        image = _read_header(io.BytesIO(_not_empty(_read_file(Path(source), name), name)))
+    else:
+        raise ImageError(
+            f"{name}: an image must be a path, bytes, a dictionary with `bytes` or `path`, or a PIL image, got "
+            f"{type(source).__name__}. Fix the row's image field."
+        )
+    return _check_size(image, name)
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    if not path.is_file():
+        raise ImageError(f"{name}: there is no image file at {path}. Fix the path or leave the row out.")
+    return path.read_bytes()
+
+
+def _not_empty(data: bytes, name: str) -> bytes:
+    if not data:
+        raise ImageError(f"{name}: the image file has zero bytes. Replace the file or leave the row out.")
+    return data
+
+
+def _read_header(file: io.BytesIO) -> Image.Image:
+    with _pixel_limit():
+        return Image.open(file)
+
+
+@contextmanager
+def _pixel_limit() -> Iterator[None]:
+    """Pillow's own limit on pixels, raised to `MAX_PIXELS` for a moment (it is a global of Pillow, hence the lock)."""
+    with _limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(image: Image.Image, name: str) -> Image.Image:
+    if image.width < 1 or image.height < 1:
+        raise ImageError(f"{name}: the image has no pixels (size {image.size}). Replace it or leave the row out.")
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: the image has {image.width * image.height:,} pixels, more than the {MAX_PIXELS:,} that are "
+            "opened. Make it smaller or leave the row out."
+        )
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scale_to_8_bit(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info = {}
+    return image
+
+
+def _scale_to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    low, high = image.getextrema()
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise ImageError(
+            f"{name}: pixels of mode {image.mode} from {low} to {high} have no agreed brightness. Save the image with "
+            "8 or 16 bits a channel."
+        )
+    scaled = image.point(lambda value: value / 256)
+    scaled.info = {}
+    return scaled.convert("L")
