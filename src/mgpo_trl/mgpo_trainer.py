@@ -241,13 +241,13 @@ class MGPOTrainer(GRPOTrainer):
         return [Sampled(*one) for one in zip(ids, logprobs or [None] * len(ids), strict=True)]
 
     def _completion(self, rollout: Rollout) -> list[dict]:
-        """The completion as messages, for reward functions and logs; its last message is the answer."""
+        """The completion as messages of plain text, for reward functions and logs; the last one is the answer."""
         messages: list[dict] = []
         for number, turn in enumerate(rollout.turns, start=1):
             messages.append({"role": "assistant", "content": turn.text})
             if turn.box is not None:
-                is_last = number == self.args.num_rounds - 1
-                messages.append(self.template.reply(rollout, turn, is_last))
+                reply = self.template.reply(rollout, turn, is_last=number == self.args.num_rounds - 1)
+                messages.append({"role": "user", "content": reply["content"][-1]["text"]})
         return messages
 
     def _reward_fields(self) -> dict[str, list]:
