@@ -1,0 +1,20 @@
+"""MGPO (arXiv 2507.05920) as a TRL trainer: a vision-language model learns where to look from right and wrong answers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .mgpo_config import MGPOConfig
+    from .mgpo_trainer import MGPOTrainer
+
+__version__ = "0.1.0"
+__all__ = ["MGPOConfig", "MGPOTrainer"]
+
+_MODULES = {"MGPOConfig": "mgpo_config", "MGPOTrainer": "mgpo_trainer"}
+
+
+def __getattr__(name: str):
+    """Import the trainer on first use: boxes, answers and records stay importable without torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
