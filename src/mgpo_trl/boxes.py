@@ -22,8 +22,7 @@ from enum import StrEnum
 COORDINATES = ("auto", "absolute", "relative_1000")
 BOX_KEYS = ("bbox_2d", "bbox", "box")
 
-# An object that nests deeper than this is not read. The limit also makes reading linear: no character is decoded as
-# part of more than this many objects.
+# Deeper objects are not read, which makes reading linear: no character is decoded in more than this many objects.
 MAX_OBJECT_DEPTH = 32
 
 _MODEL_COORDINATES = {
@@ -41,7 +40,7 @@ class BoxStatus(StrEnum):
     NO_JSON = "no_json"
     """The text holds no JSON object and is not itself a JSON list (a list cut off before its first object too)."""
     NO_BOX = "no_box"
-    """There is JSON, but no object with one of the keys `bbox_2d`, `bbox`, `box`."""
+    """There is JSON, but no object with one of the `BOX_KEYS`."""
     NOT_NUMBERS = "not_numbers"
     """The key is there, but its value is not a list of exactly four finite numbers."""
     OUT_OF_VIEW = "out_of_view"
@@ -61,12 +60,11 @@ class Box:
     status: BoxStatus
     """Whether the box is usable and, if not, the first reason why."""
     box_text: tuple[int | float, ...] | None = None
-    """The four numbers as written, or None where there are none. Numbers beyond the range of a float are clamped to
-    it, so that the tuple can always be written as strict JSON."""
+    """The four numbers as written (clamped to the range of a float: they can be written as strict JSON), or None."""
     box_view_px: tuple[int, int, int, int] | None = None
     """(x1, y1, x2, y2) in whole pixels of the view; None unless the status is OK."""
     label: str | None = None
-    """The value of the key `label` where it is a string."""
+    """What stands under the key `label`, if it is a string."""
 
     @property
     def ok(self) -> bool:
@@ -128,7 +126,7 @@ def parse_box(
         [`Box`]: with `box_view_px` rounded to the nearest whole pixels if the status is OK.
 
     Raises:
-        `ValueError`: if `coordinates` is not a settled system (a mistake of the caller, whatever the text).
+        `ValueError`: if `coordinates` is not settled (a mistake of the caller, whatever the text).
     """
     _check_settled(coordinates)
     found_json = False
@@ -174,10 +172,8 @@ def format_box(
 
 def _check_settled(coordinates: str) -> None:
     if coordinates not in COORDINATES[1:]:
-        raise ValueError(
-            f"`coordinates` must be one of {list(COORDINATES[1:])} here, got {coordinates!r}. Settle 'auto' with "
-            "`resolve_coordinates(coordinates, model_type)` first."
-        )
+        known = " or ".join(map(repr, COORDINATES[1:]))
+        raise ValueError(f"`coordinates` must be {known}, got {coordinates!r}. Use `resolve_coordinates` first.")
 
 
 def _object_spans(text: str, respect_strings: bool) -> list[tuple[int, int]]:

@@ -108,8 +108,8 @@ def _score(
 ) -> list[float]:
     if answer is None:
         raise ValueError(
-            "The accuracy reward needs the dataset column `answer`, which is missing. Add it (a letter where the row has "
-            "`choices`, else the text), or pass other `reward_funcs`."
+            "The accuracy reward needs the dataset column `answer`, which is missing. Add it (a letter where the row "
+            "has `choices`, else the text), or pass other `reward_funcs`."
         )
     choices = choices if choices is not None else [None] * len(completions)
     rows = zip(completions, answer, choices, strict=True)
