@@ -8,6 +8,8 @@ from typing import Any
 from ..answers import normalise_answer, parse_choices
 from .image_check import check_image, image_struct
 
+_LARGEST_PIXEL = 10**9  # also refuses NaN, infinities, and integers that no float holds
+
 
 class DataError(ValueError):
     """A data set that cannot be used."""
@@ -64,7 +66,7 @@ def choices_of(value: Any) -> list[str] | None:
     try:
         return parse_choices(value)
     except ValueError as error:
-        raise RowError("choices", f"{_shown(value)} cannot be read. {error}") from None
+        raise RowError("choices", f"{error} The row has {_shown(value)}.") from None
 
 
 def answer_of(row: Mapping, choices: list[str] | None) -> str:
@@ -76,7 +78,7 @@ def answer_of(row: Mapping, choices: list[str] | None) -> str:
     try:
         return normalise_answer(value, choices)
     except ValueError as error:
-        raise RowError("answer", f"{_shown(value)} is not one of the choices. {error}") from None
+        raise RowError("answer", str(error)) from None
 
 
 def image_of(value: Any) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def boxes_of(value: Any) -> list[list[float]] | None:
 
 def _target_box(box: Any) -> list[float]:
     numbers = isinstance(box, (list, tuple)) and all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in box
+        isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < _LARGEST_PIXEL for n in box
     )
     if not numbers or len(box) != 4:
         raise RowError("target_boxes", f"holds {_shown(box)}. A box is four numbers, [x1, y1, x2, y2].")
@@ -135,7 +137,7 @@ def _from_json_text(value: Any) -> Any:
         if value and value[0] in "[{":
             try:
                 return json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return value
     return value
 

@@ -37,7 +37,7 @@ def _encoded(image: Image.Image) -> dict[str, Any]:
     from datasets import Image as ImageFeature
 
     if 0 in image.size:
-        raise ValueError(f"has no pixels (its size is {image.width} x {image.height}). Replace it.")
+        raise ValueError(f"has no pixels (its size is {image.width} x {image.height}). Replace the image.")
     return ImageFeature().encode_example(image)
 
 
@@ -69,8 +69,6 @@ def check_image(image: Mapping[str, Any], level: bool | str = True) -> tuple[int
         return open_image(dict(image), name).size  # it knows the limit that counts here
     except Exception as error:  # Pillow's plugins raise many types for broken files
         raise ValueError(f"{name} cannot be read as an image ({_said(error)}). Replace the file.") from None
-    if 0 in size:
-        raise ValueError(f"{name} has no pixels (its size is {size[0]} x {size[1]}). Replace the file.")
     return size
 
 
@@ -82,6 +80,8 @@ def _check_present(image: Mapping[str, Any], name: str) -> None:
 
 
 def _oriented_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":
+        return image.size  # Pillow gives this format's size upright
     if image.format == "PNG" and not _EXIF_OF_PNG & image.info.keys():
         return image.size  # `getexif` would decode the whole file to look for a chunk behind the pixels
     return image.size[::-1] if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else image.size

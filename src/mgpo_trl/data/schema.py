@@ -14,6 +14,7 @@ encoded bytes. Target boxes are in pixels of the original, after its EXIF orient
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,13 +175,14 @@ def check_rows(
     if len(rows) == 0:
         raise DataError(f"{source} has no rows. Give a data set with at least one.")
     good, bad = [], []
-    for result in iter_checked(rows, source=source, check_images=check_images, keep=keep):
-        if not isinstance(result, RowError):
-            good.append(result)
-        elif skip_bad_rows:
-            bad.append(result.as_dict())
-        else:
-            raise result
+    with closing(iter_checked(rows, source=source, check_images=check_images, keep=keep)) as results:
+        for result in results:
+            if not isinstance(result, RowError):
+                good.append(result)
+            elif skip_bad_rows:
+                bad.append(result.as_dict())
+            else:
+                raise result
     if not good:
         first = bad[0]
         raise DataError(

@@ -16,18 +16,26 @@ SUFFIXES = (".jsonl", ".json", ".csv")
 def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     """Rows of the file as they stand there; a line that cannot be read is its error."""
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return [dict(row) for row in csv.DictReader(file)]
+        return _csv_rows(path)
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if path.suffix == ".json":
         return _json_list(content, path)
     return [_json_object(line, number) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
 
 
+def _csv_rows(path: Path) -> list[dict[str, Any] | RowError]:
+    too_long = RowError("row", "has more cells than the header. Put quotes around a cell that holds a comma.")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [too_long if None in row else row for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{path}' cannot be read as CSV in UTF-8 ({error}). Save it in that form.") from None
+
+
 def _json_list(content: bytes, path: Path) -> list[dict[str, Any] | RowError]:
     try:
         rows = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is not JSON ({error}). Give a list of rows, or name JSON Lines `.jsonl`.") from None
     if not isinstance(rows, list):
         raise DataError(f"'{path}' holds a JSON {type(rows).__name__}. Give a list of rows.")
@@ -37,7 +45,7 @@ def _json_list(content: bytes, path: Path) -> list[dict[str, Any] | RowError]:
 def _json_object(line: bytes, number: int) -> dict[str, Any] | RowError:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return RowError("row", f"line {number} of the file is not JSON ({error}). Correct or remove it.")
     return row if isinstance(row, dict) else RowError("row", f"line {number} of the file is not a JSON object.")
 

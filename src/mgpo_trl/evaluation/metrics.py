@@ -194,6 +194,8 @@ class Metrics:
         """The means as the report holds them. Shares are between 0 and 1; what was not measured is `None`."""
         if not self._ids:
             raise RecordError("There are no rollouts to score. Run the evaluation first.")
+        if len(self._rounds) > 1:
+            raise RecordError(f"The rollouts mix {sorted(self._rounds)} rounds. Score each number alone.")
         return {
             "accuracy": self._accuracy.summary(),
             "n": len(self._ids),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..records import read_rollouts, read_run, write_atomically, write_json
+from ..records import RecordError, read_rollouts, read_run, write_atomically, write_json
 from .metrics import Metrics
 
 REPORT_JSON = "report.json"
@@ -39,7 +39,12 @@ def build_report(records: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -
     conditions = {name: _from_run(run, name) for name in FROM_RUN}
     conditions["bad_rows"] = conditions["bad_rows"] or []
     asked = _from_run(run, "num_rounds")
-    return {**summary, **conditions, "num_rounds": summary["num_rounds"] if asked is None else asked}
+    if asked not in (None, summary["num_rounds"]):
+        raise RecordError(
+            f"The rollouts have {summary['num_rounds']} rounds, the run record says {asked}. They belong to different "
+            "runs; give each run its own directory."
+        )
+    return {**summary, **conditions}
 
 
 def _from_run(run: Mapping[str, Any], name: str) -> Any:

@@ -43,7 +43,7 @@ class RolloutWriter:
 
     Args:
         path (`str` or `os.PathLike`):
-            The file, made with its directory if absent.
+            The file, or its directory; made if absent.
         unique (`bool`, *optional*, defaults to `True`):
             Refuse an id that is in the file already.
         fsync (`bool`, *optional*, defaults to `False`):
@@ -60,7 +60,7 @@ class RolloutWriter:
     """
 
     def __init__(self, path: str | os.PathLike, *, unique: bool = True, fsync: bool = False):
-        self.path = Path(path)
+        self.path = rollouts_file(path)
         self._unique, self._fsync = unique, fsync
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -127,6 +127,12 @@ class RolloutWriter:
         self.close()
 
 
+def rollouts_file(path: str | os.PathLike) -> Path:
+    """The rollouts file for `path`: itself where it ends in `.jsonl`, else `rollouts.jsonl` in that directory."""
+    path = Path(path)
+    return path if path.suffix == ".jsonl" else path / ROLLOUTS_FILE
+
+
 def _end_of_last_line(fd: int, size: int, block: int = 1 << 16) -> int:
     """Offset just after the last newline of the file, 0 where there is none."""
     end = size
@@ -147,8 +153,7 @@ def read_rollouts(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         path (`str` or `os.PathLike`):
             The file, or the directory that holds `rollouts.jsonl`.
     """
-    path = Path(path)
-    path = path / ROLLOUTS_FILE if path.is_dir() else path
+    path = rollouts_file(path)
     if not path.is_file():
         raise RecordError(f"There are no rollouts at '{path}'. Give the directory that a run was written to.")
     with open(path, "rb") as file:
@@ -171,6 +176,5 @@ def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
 
 def seen_ids(path: str | os.PathLike) -> set[str]:
     """Ids of the rollouts recorded so far, empty where the file does not exist yet."""
-    path = Path(path)
-    path = path / ROLLOUTS_FILE if path.is_dir() else path
+    path = rollouts_file(path)
     return {record["id"] for record in read_rollouts(path)} if path.exists() else set()

@@ -41,7 +41,7 @@ def _other_to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     for convert in ("tolist", "item"):  # numpy and torch arrays and scalars, without importing either
-        if callable(getattr(value, convert, None)):
+        if callable(getattr(value, convert, None)) and not isinstance(value, type):
             return to_json(getattr(value, convert)())
     return to_json(str(value))
 
