@@ -1,4 +1,4 @@
-"""MGPO (arXiv 2507.05920) as a TRL trainer: a vision-language model learns where to look from right and wrong answers."""
+"""MGPO (arXiv 2507.05920) as a TRL trainer: a model learns where to look from nothing but right and wrong answers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -18,8 +18,8 @@ def turn_weights(turn_ids: torch.Tensor, weights: Sequence[float] | None) -> tor
     Worked example with weights `[0.5, 2]`: turn ids `[1, 1, 0, 0, 2]` give `[0.5, 0.5, 0, 0, 2]`.
 
     Args:
-        turn_ids (`torch.Tensor`): Shape (B, C): the round that sampled the token, 0 for tokens that are not the model's.
-        weights (`Sequence[float]`, *optional*): One for each round; `None` weighs every model token 1.
+        turn_ids (`torch.Tensor`): Shape (B, C): the round that sampled the token, 0 for tokens that are not the
+        model's. weights (`Sequence[float]`, *optional*): One for each round; `None` weighs every model token 1.
 
     Returns:
         `torch.Tensor`: Shape (B, C), float.
@@ -44,6 +44,6 @@ def kl_to_reference(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tenso
 def is_clipped(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
-    """1 where the ratio to the sampling policy left the trust region on the side that the advantage pushes to, else 0."""
+    """1 where the ratio to the sampling policy left the trust region on the side the advantage pushes to, else 0."""
     ratio = torch.exp(logps - old_logps)
     return (((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))).float()

@@ -10,28 +10,29 @@ from transformers import AutoProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
 
-from .boxes import BoxStatus, resolve_coordinates
+from .boxes import BoxStatus
+from .conversation import Conversation
 from .geometry import box_area_fraction, coverage, hit
-from .images import open_image
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
-from .processing import VisionChat, check_processor, vision_token_ids
+from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
-from .rollout import Context, Rollout, RoundTemplate, Sampled, flatten, run_rounds
+from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
 
 
 class MGPOTrainer(GRPOTrainer):
     r"""
-    Trainer for Multi-turn Grounding-based Policy Optimization (MGPO, [arXiv 2507.05920](https://arxiv.org/abs/2507.05920)).
+    Trainer for Multi-turn Grounding-based Policy Optimization (MGPO, [arXiv
+    2507.05920](https://arxiv.org/abs/2507.05920)).
 
-    What changes w.r.t. [`~trl.GRPOTrainer`]: generation plays [`MGPOConfig.num_rounds`] rounds, cutting each named region
-    from the original image in between, and the loss covers the tokens that the model sampled, round by round. Rewards,
-    advantages, loss types, PEFT, DeepSpeed and vLLM are inherited.
+    What changes w.r.t. [`~trl.GRPOTrainer`]: generation plays [`MGPOConfig.num_rounds`] rounds, cutting each named
+    region from the original image in between, and the loss covers the tokens that the model sampled, round by round.
+    Rewards, advantages, loss types, PEFT, DeepSpeed and vLLM are inherited.
 
     A dataset row has `image` (path, `{"bytes", "path"}` or `PIL.Image.Image`) and `question`, optionally `choices`,
-    `answer`, `target_boxes` (original pixels), `category`, `id`; no `prompt` column is needed. Reward functions get every
-    column except the raw image, and for each rollout: `image` (the original), `rollouts` ([`~mgpo_trl.rollout.Rollout`]),
-    `boxes`, `statuses` and `crops` (one entry for each round before the last).
+    `answer`, `target_boxes` (original pixels), `category`, `id`; no `prompt` column is needed. Reward functions get
+    every column except the raw image, and for each rollout: `image` (the original), `rollouts`
+    ([`~mgpo_trl.rollout.Rollout`]), `boxes`, `statuses` and `crops` (one entry for each round before the last).
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
@@ -49,7 +50,8 @@ class MGPOTrainer(GRPOTrainer):
             configuration's, so that a saved checkpoint carries it.
 
     Raises:
-        ValueError: The dataset lacks a column, the processor is not of a supported family, or `coordinates="auto"` does
+        ValueError: The dataset lacks a column, the processor is not of a supported family, or `coordinates="auto"`
+        does
             not know the model family.
     """
 
@@ -60,10 +62,9 @@ class MGPOTrainer(GRPOTrainer):
         "id": "2507.05920",
         "citation": textwrap.dedent("""\
             @article{huang2025highresolution,
-                title        = {{High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement Learning}},
-                author       = {Xinyu Huang and Yuhao Dong and Weiwei Tian and Bo Li and Rui Feng and Ziwei Liu},
-                year         = 2025,
-                eprint       = {arXiv:2507.05920},
+                title        = {{High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement
+                Learning}}, author       = {Xinyu Huang and Yuhao Dong and Weiwei Tian and Bo Li and Rui Feng and Ziwei
+                Liu}, year         = 2025, eprint       = {arXiv:2507.05920},
             }"""),
     }
 
@@ -94,19 +95,13 @@ class MGPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.chat = VisionChat(
-            processing_class, max_pixels=args.max_pixels, min_pixels=args.min_pixels, end_ids=self.eos_token_ids
+        self.conversation = Conversation.from_config(args, prompts)
+        self.template = self.conversation.template(
+            processing_class, self.model.config.model_type, end_ids=self.eos_token_ids
         )
-        self.template = RoundTemplate(
-            prompts,
-            self.chat,
-            resolve_coordinates(args.coordinates, self.model.config.model_type),
-            min_box_side=args.min_box_side,
-            max_box_aspect=args.max_box_aspect,
-            zoom_from=args.zoom_from,
-        )
-        # TRL builds the tensors of images that join during the rollout only where tools are set. One round adds no image,
-        # and TRL would then render the tools into its prompt.
+        self.chat = self.template.chat
+        # TRL builds the tensors of images that join during the rollout only where tools are set. One round adds no
+        # image, and TRL would then render the tools into its prompt.
         self.tools = [_crop_tool] if args.num_rounds > 1 else []
         # TRL would zero the attention of a cut completion, image tokens included, and so misplace every later image.
         # Here a cut turn leaves the loss and stays in view of the attention (see `_loss_turn_ids`).
@@ -122,7 +117,7 @@ class MGPOTrainer(GRPOTrainer):
         """A sampled placeholder would have no image behind it: the position code fails on it."""
         vision_ids = vision_token_ids(self.model.config)
         if self.use_vllm:
-            wanted = {token_id: -100.0 for token_id in vision_ids}
+            wanted = dict.fromkeys(vision_ids, -100.0)
             extra = self.vllm_generation.generation_kwargs or {}
             self.vllm_generation.generation_kwargs = {**extra, "logit_bias": {**wanted, **extra.get("logit_bias", {})}}
             return
@@ -133,17 +128,20 @@ class MGPOTrainer(GRPOTrainer):
     # Generation
 
     def _generate_and_score_completions(self, inputs):
-        self._rollouts = self._start_rollouts(inputs)
+        self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds)
         self._round = 1
         rows = [
-            {**{name: value for name, value in row.items() if name not in ("image", "images")}, "prompt": self._prompt(r)}
+            {
+                **{name: value for name, value in row.items() if name not in ("image", "images")},
+                "prompt": self._prompt(r),
+            }
             for row, r in zip(inputs, self._rollouts, strict=True)
         ]
         output = super()._generate_and_score_completions(rows)
         if "pixel_values" not in output:
             raise RuntimeError(
                 f"The images of a batch were dropped on the way to the loss (samples {[r.id for r in self._rollouts]}). "
-                "This TRL version treats images of later turns differently; install the version that this package pins."
+                "This TRL treats images of later turns differently; install the version that this package pins."
             )
         device = output["completion_ids"].device
         turn_ids = [self._loss_turn_ids(rollout) for rollout in self._rollouts]
@@ -153,19 +151,6 @@ class MGPOTrainer(GRPOTrainer):
         self._log_rollouts("train" if self.model.training else "eval")
         self._rollouts = []
         return output
-
-    def _start_rollouts(self, inputs: list[dict]) -> list[Rollout]:
-        """Open each image of the batch once, and a rollout for every input row."""
-        opened: dict = {}
-        rollouts = []
-        for index, row in enumerate(inputs):
-            row = {**row, "id": row.get("id", f"#{index} of the batch")}
-            key = _image_key(row["image"])
-            if key not in opened:
-                image = open_image(row["image"], str(row["id"]))
-                opened[key] = (image, self.chat.fit(image))
-            rollouts.append(self.template.start(row, *opened[key], self.args.num_rounds))
-        return rollouts
 
     def _prompt(self, rollout: Rollout) -> list[dict]:
         return self.template.prompts.first_messages(rollout.question, rollout.choices, self.args.num_rounds)
@@ -204,7 +189,7 @@ class MGPOTrainer(GRPOTrainer):
         return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
-        """TRL's place for turns that follow the first: play the remaining rounds, and hand the crops over as tool images."""
+        """TRL's place for turns after the first: play the remaining rounds, and hand the crops over as tool images."""
         self._play_rounds(completion_ids, logprobs)
         flat = [flatten(rollout) for rollout in self._rollouts]
         for rollout, one in zip(self._rollouts, flat, strict=True):
@@ -313,7 +298,9 @@ class MGPOTrainer(GRPOTrainer):
     def _log_rollouts(self, mode: str) -> None:
         """Box statuses, crop sizes and turn lengths, averaged over all processes."""
         sums = _rollout_sums(self._rollouts, self.args.num_rounds)
-        local = torch.tensor([list(pair) for pair in sums.values()], dtype=torch.float32, device=self.accelerator.device)
+        local = torch.tensor(
+            [list(pair) for pair in sums.values()], dtype=torch.float32, device=self.accelerator.device
+        )
         totals = self.accelerator.reduce(local, reduction="sum").tolist()
         for name, (total, count) in zip(sums, totals, strict=True):
             if count:
@@ -321,10 +308,15 @@ class MGPOTrainer(GRPOTrainer):
 
     # Checkpoints
 
+    def _save(self, output_dir=None, state_dict=None):
+        """Every saved model carries its conversation, so that evaluation and inference ask it as it was trained."""
+        super()._save(output_dir, state_dict)
+        self.conversation.save(output_dir or self.args.output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """
-        Full weights of a vision-language model are saved under the Hub's names, which are not the live model's: Trainer
-        would match none of them and go on with fresh weights. `from_pretrained` translates the names.
+        Full weights of a vision-language model are saved under the Hub's names, which are not the live model's:
+        Trainer would match none of them and go on with fresh weights. `from_pretrained` translates the names.
         """
         model = self.model if model is None else model
         names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -355,13 +347,6 @@ def _undecoded(dataset, name: str):
     if isinstance(features.get("image"), ImageFeature):
         dataset = dataset.cast_column("image", ImageFeature(decode=False))
     return dataset
-
-
-def _image_key(image):
-    """Equal for rows that show the same file: its path, else its bytes, else the object."""
-    if isinstance(image, dict):
-        return image.get("bytes") or image.get("path")
-    return image if isinstance(image, (str, bytes)) else id(image)
 
 
 def _flat_logprobs(rollout: Rollout) -> list[float]:

@@ -27,8 +27,8 @@ class VisionChat:
             Smaller images are enlarged to at least this many pixels.
 
         end_ids (`Iterable[int]`, *optional*):
-            Every id that ends a sampled turn. Defaults to the EOS token of the tokenizer, which is also the one that we
-            append where a turn was cut.
+            Every id that ends a sampled turn. Defaults to the EOS token of the tokenizer, which is also the one that
+            we append where a turn was cut.
 
     Raises:
         ValueError: The processor is no vision-language processor, is of another kind, or the budget is empty.
@@ -50,7 +50,7 @@ class VisionChat:
         self.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
         self.image_token_id = processor.image_token_id
         self.end_of_turn_id = self.tokenizer.eos_token_id
-        self._end_ids = {self.end_of_turn_id, *(end_ids or ())}
+        self.end_ids = {self.end_of_turn_id, *(end_ids or ())}
         self._template_ids = lru_cache(maxsize=4096)(self._encode)
         self._reply_cache: dict[str, list[int]] = {}
 
@@ -97,7 +97,7 @@ class VisionChat:
 
     def ends_turn(self, token_id: int) -> bool:
         """Whether a sampled id ends the turn."""
-        return token_id in self._end_ids
+        return token_id in self.end_ids
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict:
         """
@@ -131,8 +131,8 @@ class VisionChat:
         if placeholders != features:
             raise ValueError(
                 f"Sample {name!r} has {placeholders} image placeholder tokens but its {len(images)} images give "
-                f"{features} features (sizes {[image.size for image in images]}). Look for a literal image token in its "
-                "question or choices, or a chat template that drops images."
+                f"{features} features (sizes {[image.size for image in images]}). Look for a literal image token in "
+                "its question or choices, or a chat template that drops images."
             )
 
     def _render(self, messages: list[dict], add_generation_prompt: bool) -> str:
@@ -153,12 +153,14 @@ class VisionChat:
         after = self._encode(self._render([*dummy, message], add_generation_prompt=True))
         if self.end_of_turn_id not in before:
             raise ValueError(
-                f"The chat template does not close an assistant turn with {self.tokenizer.eos_token!r}. Use a tokenizer "
-                "whose EOS token ends a turn."
+                f"The chat template does not close an assistant turn with {self.tokenizer.eos_token!r}. Use a "
+                "tokenizer whose EOS token ends a turn."
             )
         keep = len(before) - before[::-1].index(self.end_of_turn_id)
         if after[:keep] != before[:keep]:
-            raise ValueError("The chat template changes earlier turns when a reply is added. Use one that only appends.")
+            raise ValueError(
+                "The chat template changes earlier turns when a reply is added. Use one that only appends."
+            )
         return list(after[keep:])
 
     def _expand(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[int]:
@@ -180,14 +182,14 @@ def check_processor(processor) -> None:
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is None:
         raise ValueError(
-            f"The processor is a {type(processor).__name__} without an image processor: not a vision-language model, or "
-            "a class that `AutoProcessor` does not know (then it silently returns the tokenizer). Give the directory "
+            f"The processor is a {type(processor).__name__} without an image processor: not a vision-language model, "
+            "or a class that `AutoProcessor` does not know (then it silently returns the tokenizer). Give the directory "
             "of a vision-language model, or register its processor with `AutoProcessor.register`."
         )
     if not (hasattr(image_processor, "patch_size") and hasattr(image_processor, "merge_size")):
         raise ValueError(
-            f"{type(image_processor).__name__} does not show an image as a grid of merged patches. Supported model types: "
-            f"{list(SUPPORTED_MODEL_TYPES)}."
+            f"{type(image_processor).__name__} does not show an image as a grid of merged patches. Supported model "
+            f"types: {list(SUPPORTED_MODEL_TYPES)}."
         )
 
 

@@ -7,8 +7,8 @@ A rollout of two rounds reads (MGPO, arXiv 2507.05920; the wording is this proje
     user       <crop>  `crop_reply` + `answer_choices`       or <image> `fallback_reply` + `answer_choices`
     assistant  reasoning and \\boxed{C}                       sampled, round 2
 
-With `num_rounds=1` the first user turn is `direct_*` instead (plain GRPO); with more than two rounds the replies between
-carry `zoom_*` in place of the answer instruction.
+With `num_rounds=1` the first user turn is `direct_*` instead (plain GRPO); with more than two rounds the replies
+between carry `zoom_*` in place of the answer instruction.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ _REQUIRED = {name: set(marks) - {"status"} for name, marks in _ALLOWED.items() i
 @dataclass(frozen=True)
 class PromptTemplate:
     r"""
-    Text of every turn that the model does not write. `{question}`, `{choices}` and `{status}` are replaced; every other
-    brace is kept, so JSON and `\boxed{}` need no escaping.
+    Text of every turn that the model does not write. `{question}`, `{choices}` and `{status}` are replaced; every
+    other brace is kept, so JSON and `\boxed{}` need no escaping.
 
     Parameters:
         system (`str`, *optional*, defaults to `""`):
@@ -62,18 +62,21 @@ class PromptTemplate:
     system: str = ""
     grounding: str = (
         "{question}\n"
-        "Do not answer yet. Find the part of the image that you need to see to answer, and reply with its box as JSON:\n"
+        "Do not answer yet. Find the part of the image that you need to see to answer, and reply with its box as"
+        " JSON:\n"
         '```json\n[{"bbox_2d": [x1, y1, x2, y2], "label": "what it shows"}]\n```'
     )
     crop_reply: str = "This is the region that you chose, cut from the full-resolution image.\n"
     fallback_reply: str = "Your reply held no usable region ({status}), so this is the whole image once more.\n"
     zoom_crop: str = (
         "{question}\n"
-        "Do not answer yet. Choose the part of this last image that you need to see closer, and reply with its box as JSON."
+        "Do not answer yet. Choose the part of this last image that you need to see closer, and reply with its box as"
+        " JSON."
     )
     zoom_original: str = (
         "{question}\n"
-        "Do not answer yet. Choose the part of the first image that you need to see next, and reply with its box as JSON."
+        "Do not answer yet. Choose the part of the first image that you need to see next, and reply with its box as"
+        " JSON."
     )
     answer_choices: str = (
         "{question}\n{choices}\n"
@@ -127,7 +130,8 @@ class PromptTemplate:
             choices (`list[str]`, *optional*): Texts of the choices; shown only in the last reply.
             status (`str`): Value of the box status; `"ok"` announces a crop, anything else the whole image.
             is_last (`bool`): Whether the answer is asked for (`True`) or another box (`False`).
-            zoom_from (`str`, *optional*, defaults to `"crop"`): Which image another box refers to, the last `"crop"` or
+            zoom_from (`str`, *optional*, defaults to `"crop"`): Which image another box refers to, the last `"crop"`
+            or
                 the `"original"`.
         """
         opening = self.crop_reply if status == "ok" else _fill(self.fallback_reply, status=status.replace("_", " "))
@@ -153,7 +157,9 @@ def load_prompts(path: str | Path | None) -> PromptTemplate:
     if path is None:
         return PromptTemplate()
     if not Path(path).is_file():
-        raise ValueError(f"`prompts_file` does not exist: {str(path)!r}. Give the path of a YAML file, or leave it unset.")
+        raise ValueError(
+            f"`prompts_file` does not exist: {str(path)!r}. Give the path of a YAML file, or leave it unset."
+        )
     import yaml
 
     try:
@@ -176,7 +182,9 @@ def _check_part(name: str, text: object, marks: tuple[str, ...]) -> None:
             raise ValueError(f"Prompt part `{name}` has no {{{mark}}}: {text!r}. Put {{{mark}}} where it belongs.")
     for mark in ("question", "choices", "status"):
         if "{" + mark + "}" in text and mark not in marks:
-            raise ValueError(f"Prompt part `{name}` can not hold {{{mark}}}: {text!r}. It takes {list(marks) or 'none'}.")
+            raise ValueError(
+                f"Prompt part `{name}` can not hold {{{mark}}}: {text!r}. It takes {list(marks) or 'none'}."
+            )
 
 
 def _fill(text: str, **values: str) -> str:

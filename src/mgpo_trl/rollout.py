@@ -1,8 +1,8 @@
 """The rollout: a question, its turns, and the loop that alternates sampling with cropping.
 
-Training, evaluation and inference call the same [`run_rounds`] with different generators. Token ids are plain lists here:
-this module knows neither tensors nor tokenizers. What it needs from a tokenizer and an image processor comes through
-the [`Chat`] protocol.
+Training, evaluation and inference call the same [`run_rounds`] with different generators. Token ids are plain lists
+here: this module knows neither tensors nor tokenizers. What it needs from a tokenizer and an image processor comes
+through the [`Chat`] protocol.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from PIL import Image
 
 from .boxes import Box, BoxStatus, parse_box
 from .geometry import view_to_original
-from .images import crop_original
+from .images import crop_original, open_image
 from .prompts import PromptTemplate
 
 PixelBox = tuple[int, int, int, int]
@@ -200,6 +200,30 @@ class FlatRollout(NamedTuple):
         return self.ids[len(self.ids) - len(self.turn_ids) :]
 
 
+def start_rollouts(rows: Sequence[dict], template: RoundTemplate, num_rounds: int) -> list[Rollout]:
+    """
+    Open a rollout for every row. Rows that show the same file share one decoded image and one view.
+
+    Args:
+        rows (`Sequence[dict]`): Canonical rows, see [`~mgpo_trl.data.schema.normalise_row`]; repeats are welcome.
+        template ([`RoundTemplate`]): The fixed parts of the conversation.
+        num_rounds (`int`): Number of sampled turns that the rollouts will have.
+
+    Raises:
+        ImageError: An image can not be opened; the message names its row.
+        ValueError: An image has no size within the pixel budget; the message names its row.
+    """
+    opened: dict = {}
+    rollouts = []
+    for index, row in enumerate(rows):
+        row = {**row, "id": row.get("id", f"#{index} of the batch")}
+        key = _image_key(row["image"])
+        if key not in opened:
+            opened[key] = _open_and_fit(row, template.chat)
+        rollouts.append(template.start(row, *opened[key], num_rounds))
+    return rollouts
+
+
 def run_rounds(
     rollouts: Sequence[Rollout], generate: Generate, template: RoundTemplate, num_rounds: int = 2
 ) -> Sequence[Rollout]:
@@ -227,8 +251,8 @@ def run_rounds(
         samples = generate(contexts)
         if len(samples) != len(contexts):
             raise ValueError(
-                f"The generator returned {len(samples)} samples for {len(contexts)} contexts in round {number}. It must "
-                "return one for each context, in order."
+                f"The generator returned {len(samples)} samples for {len(contexts)} contexts in round {number}. It "
+                "must return one for each context, in order."
             )
         for rollout, sample in zip(rollouts, samples, strict=True):
             rollout.turns.append(_sampled_turn(sample, template.chat))
@@ -241,8 +265,8 @@ def flatten(rollout: Rollout) -> FlatRollout:
     """
     Join prompt and turns by id concatenation and mark which tokens the model sampled.
 
-    Worked example (P prompt, G grounding, E end of turn that we appended because the turn was cut, R reply text, I image
-    placeholders of the crop, A answer)::
+    Worked example (P prompt, G grounding, E end of turn that we appended because the turn was cut, R reply text, I
+    image placeholders of the crop, A answer)::
 
         ids      P P P | G G G E R R I I I R R A A A
         turn_ids       | 1 1 1 0 0 0 0 0 0 0 0 2 2 2
@@ -257,6 +281,21 @@ def flatten(rollout: Rollout) -> FlatRollout:
     for number, turn in enumerate(rollout.turns, start=1):
         turn_ids += [number] * len(turn.ids) + [0] * len(turn.reply_ids)
     return FlatRollout(_context_ids(rollout), turn_ids, rollout.images)
+
+
+def _image_key(image):
+    """Equal for rows that show the same file: its bytes, else its path, else the object."""
+    if isinstance(image, dict):
+        return image.get("bytes") or image.get("path")
+    return image if isinstance(image, (str, bytes)) else id(image)
+
+
+def _open_and_fit(row: dict, chat: Chat) -> tuple[Image.Image, Image.Image]:
+    image = open_image(row["image"], str(row["id"]))
+    try:
+        return image, chat.fit(image)
+    except ValueError as error:
+        raise ValueError(f"The image of row {row['id']!r} can not be shown ({image.size} pixels): {error}") from error
 
 
 def _context_ids(rollout: Rollout) -> list[int]:

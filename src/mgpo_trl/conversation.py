@@ -1,0 +1,106 @@
+"""The settings of a conversation, kept in one file beside the weights so that a model is asked as it was trained."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from .boxes import resolve_coordinates
+from .processing import VisionChat, parse_pixels
+from .prompts import PROTOCOL_VERSION, PromptTemplate
+from .rollout import RoundTemplate
+
+CONVERSATION_FILE = "conversation.json"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """
+    What fixes a conversation besides the model: rounds, budgets, how boxes are read, and the prompts.
+
+    [`~mgpo_trl.MGPOConfig`] has the same fields for training; evaluation and inference read them from the
+    checkpoint. Example of the file: `{"num_rounds": 2, "max_pixels": 1003520, ..., "prompts": {"grounding": "..."}}`.
+    """
+
+    num_rounds: int = 2
+    """Sampled turns of a rollout."""
+    max_pixels: int = 1280 * 28 * 28
+    """Pixel budget of every image that the model sees."""
+    min_pixels: int = 256 * 28 * 28
+    """Smaller images are enlarged to at least this many pixels."""
+    token_budgets: tuple[int, ...] = (8192, 8192)
+    """Most sampled tokens of each round."""
+    coordinates: str = "auto"
+    """How the model writes boxes."""
+    min_box_side: int = 28
+    """Each side of a usable box is longer than this many pixels of the view."""
+    max_box_aspect: float = 100.0
+    """The longer side of a usable box is less than this many times the shorter."""
+    zoom_from: str = "crop"
+    """With three or more rounds, the image that the next box refers to."""
+    prompts: PromptTemplate = PromptTemplate()
+    """What the turns say."""
+
+    def template(self, processor, model_type: str, end_ids=None) -> RoundTemplate:
+        """
+        The fixed parts of the conversation for one model.
+
+        Args:
+            processor ([`~transformers.ProcessorMixin`]): Its pixel budget is set to the conversation's.
+            model_type (`str`): `config.model_type` of the model; decides the coordinates where they are `"auto"`.
+            end_ids (`Iterable[int]`, *optional*): Ids that end a sampled turn besides the EOS token.
+        """
+        return RoundTemplate(
+            self.prompts,
+            VisionChat(processor, max_pixels=self.max_pixels, min_pixels=self.min_pixels, end_ids=end_ids),
+            resolve_coordinates(self.coordinates, model_type),
+            min_box_side=self.min_box_side,
+            max_box_aspect=self.max_box_aspect,
+            zoom_from=self.zoom_from,
+        )
+
+    def with_rounds(self, num_rounds: int) -> "Conversation":
+        """The same conversation with another number of rounds; the answer turn keeps its budget."""
+        if num_rounds < 1:
+            raise ValueError(f"`num_rounds` must be >= 1, got {num_rounds}. Use 1 for a direct answer.")
+        boxes, answer = self.token_budgets[:-1] or self.token_budgets, self.token_budgets[-1]
+        budgets = [boxes[min(i, len(boxes) - 1)] for i in range(num_rounds - 1)]
+        return replace(self, num_rounds=num_rounds, token_budgets=(*budgets, answer))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write `conversation.json` into `directory`."""
+        record = {**asdict(self), "protocol_version": PROTOCOL_VERSION}
+        Path(directory, CONVERSATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "Conversation | None":
+        """
+        Read `conversation.json` from a model directory; `None` where it has none.
+
+        Raises:
+            ValueError: The file names a setting that this version does not know.
+        """
+        path = Path(directory, CONVERSATION_FILE)
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record.pop("protocol_version", None)
+        if unknown := sorted(set(record) - {field.name for field in fields(cls)}):
+            raise ValueError(f"'{path}' names unknown settings {unknown}. Update mgpo-trl, or remove them.")
+        prompts = PromptTemplate(**record.pop("prompts"))
+        return cls(**{**record, "prompts": prompts, "token_budgets": tuple(record["token_budgets"])})
+
+    @classmethod
+    def from_config(cls, args, prompts: PromptTemplate) -> "Conversation":
+        """The conversation that an [`~mgpo_trl.MGPOConfig`] describes."""
+        return cls(
+            num_rounds=args.num_rounds,
+            max_pixels=parse_pixels(args.max_pixels),
+            min_pixels=parse_pixels(args.min_pixels),
+            token_budgets=tuple(args.token_budgets),
+            coordinates=args.coordinates,
+            min_box_side=args.min_box_side,
+            max_box_aspect=args.max_box_aspect,
+            zoom_from=args.zoom_from,
+            prompts=prompts,
+        )

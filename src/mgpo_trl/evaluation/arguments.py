@@ -1,0 +1,73 @@
+"""Options of `eval.py`. Imports neither torch nor the model code, so that `--help` answers at once."""
+
+from dataclasses import dataclass, field
+
+from ..boxes import COORDINATES
+
+
+@dataclass
+class EvalArguments:
+    """
+    What to evaluate, on what, and how. Settings of the conversation default to those saved with the model, else to the
+    paper's.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "Model directory, Hub id, or directory of a LoRA adapter."}
+    )
+    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to put on `--model`."})
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
+            "`owner/name[:config]`, or `builtin:needle` / `builtin:refer`."
+        },
+    )
+    split: str | None = field(default=None, metadata={"help": "Split of the dataset, where it has several."})
+    columns: str | None = field(
+        default=None, metadata={"help": 'Column names as JSON, ours to yours: {"question": "text"}.'}
+    )
+    output_dir: str = field(default="outputs/eval", metadata={"help": "Where run.json, rollouts and report go."})
+    rescore: str | None = field(
+        default=None, metadata={"help": "Score the rollouts of this directory again and stop. Needs no model."}
+    )
+    num_rounds: int | None = field(default=None, metadata={"help": "1 answers directly, 2 is MGPO, more zoom again."})
+    max_pixels: str | None = field(default=None, metadata={"help": "Pixel budget, as 1003520 or 1280x28x28."})
+    min_pixels: str | None = field(default=None, metadata={"help": "Smaller images are enlarged to this."})
+    token_budgets: list[int] | None = field(default=None, metadata={"help": "Most sampled tokens of each round."})
+    coordinates: str | None = field(
+        default=None, metadata={"help": "How the model writes boxes.", "choices": list(COORDINATES)}
+    )
+    min_box_side: int | None = field(
+        default=None, metadata={"help": "Each side of a usable box is longer than this many view pixels."}
+    )
+    prompts_file: str | None = field(default=None, metadata={"help": "YAML file that replaces parts of the prompts."})
+    temperature: float = field(default=0.0, metadata={"help": "0 decodes greedily; above, answers are sampled."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling; without effect when greedy."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling, and of the built-in scenes."})
+    batch_size: int = field(default=16, metadata={"help": "Rollouts generated at once."})
+    limit: int | None = field(default=None, metadata={"help": "Evaluate the first rows only."})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Leave out bad rows, and list them, instead of stopping at the first."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "Precision of the weights, as in `from_pretrained`."})
+    device: str | None = field(default=None, metadata={"help": "Device; the accelerator when there is one."})
+
+    def __post_init__(self):
+        if self.rescore is None:
+            for name in ("model", "dataset"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"`--{name}` is missing. Give it, or `--rescore DIR` to score saved rollouts.")
+        for name in ("batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name}` must be >= 1, got {value}.")
+        if self.temperature < 0:
+            raise ValueError(f"`--temperature` must be >= 0, got {self.temperature}. Use 0 for greedy decoding.")
+
+    @property
+    def decoding(self) -> dict:
+        """How answers are decoded, for the record."""
+        if self.temperature == 0:
+            return {"mode": "greedy"}
+        return {"mode": "sampled", "temperature": self.temperature, "top_p": self.top_p}

@@ -1,0 +1,230 @@
+"""What `train.py` and `eval.py` share: options, datasets, rewards, and putting the trainer together."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .builtin.loading import BUILTIN_PREFIX, load_builtin
+from .data import LoadedRows, load_rows
+from .rewards import accuracy_reward, format_reward
+
+REWARDS = {"accuracy_reward": accuracy_reward, "format_reward": format_reward}
+
+
+@dataclass
+class MGPOScriptArguments:
+    """What to train on and what to reward, beside [`~mgpo_trl.MGPOConfig`] and [`~trl.ModelConfig`]."""
+
+    dataset_name: str = field(
+        default="builtin:refer",
+        metadata={
+            "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
+            "`owner/name[:config]`, or the built-in task: `builtin:needle`, `builtin:refer`."
+        },
+    )
+    dataset_train_split: str | None = field(
+        default=None, metadata={"help": "Training split, where there are several."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset for evaluation during training; the training dataset when unset."}
+    )
+    dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation during training."})
+    columns: str | None = field(
+        default=None, metadata={"help": 'Column names as JSON, ours to yours: {"question": "text"}.'}
+    )
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Leave out bad rows, and list them, instead of stopping at the first."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy_reward"],
+        metadata={"help": f"Reward functions: {', '.join(REWARDS)}, or a dotted import path."},
+    )
+
+
+def open_rows(
+    spec: str,
+    *,
+    split: str | None = None,
+    columns: str | None = None,
+    skip_bad_rows: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> LoadedRows:
+    """
+    Load a dataset by its name on the command line: the built-in task, or anything that `load_rows` reads.
+
+    Args:
+        spec (`str`): See [`MGPOScriptArguments`].
+        split (`str`, *optional*): Split, where there are several.
+        columns (`str`, *optional*): Column names as JSON.
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Leave out bad rows and list them. Every image is decoded once beforehand to find the bad ones.
+        limit (`int`, *optional*): Keep the first rows only.
+        seed (`int`, *optional*, defaults to `0`): Seed of the built-in scenes.
+    """
+    if spec.startswith(BUILTIN_PREFIX):
+        return load_builtin(spec, split=split, seed=seed, limit=limit)
+    return load_rows(
+        spec,
+        split=split,
+        columns=parse_columns(columns),
+        skip_bad_rows=skip_bad_rows,
+        limit=limit,
+        check_images="full" if skip_bad_rows else True,
+    )
+
+
+def parse_columns(columns: str | None) -> dict[str, str] | None:
+    """
+    Column names given as JSON.
+
+    Raises:
+        ValueError: Not a JSON object of names.
+    """
+    if columns is None:
+        return None
+    try:
+        names = json.loads(columns)
+    except ValueError:
+        names = None
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
+        raise ValueError(f'`columns` must be a JSON object such as {{"question": "text"}}, got {columns!r}.')
+    return names
+
+
+def resolve_rewards(names: list[str]) -> list[Callable]:
+    """
+    Reward functions by name.
+
+    Args:
+        names (`list[str]`): Names in [`REWARDS`], or dotted import paths that may live in the current directory.
+
+    Raises:
+        ValueError: A name is neither.
+    """
+    return [REWARDS[name] if name in REWARDS else _imported(name) for name in names]
+
+
+def _imported(path: str) -> Callable:
+    module, _, name = path.rpartition(".")
+    try:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Reward function {path!r} was not found ({error}). Use one of {sorted(REWARDS)} or a dotted import path."
+        ) from error
+
+
+def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]:
+    """
+    Parse the command line of `train.py`: command line over YAML (`--config`) over the recipe of a built-in level over
+    defaults.
+
+    Args:
+        arguments (`list[str]`): Without the program's name.
+
+    Returns:
+        `tuple`: ([`MGPOScriptArguments`], [`MGPOConfig`], [`~trl.ModelConfig`]).
+    """
+    from trl import ModelConfig, TrlParser
+
+    from .mgpo_config import MGPOConfig
+
+    parser = TrlParser((MGPOScriptArguments, MGPOConfig, ModelConfig), prog="train.py")
+    if not {"-h", "--help"} & set(arguments):
+        first = TrlParser((MGPOScriptArguments,))
+        script_args, *_ = first.parse_args_and_config(arguments, fail_with_unknown_args=False)
+        if script_args.dataset_name.startswith(BUILTIN_PREFIX):
+            from .builtin.recipe import recipe_defaults
+
+            parser.set_defaults_with_config(**recipe_defaults(script_args.dataset_name))
+    return parser.parse_args_and_config(arguments)
+
+
+def is_builtin_run(script_args: MGPOScriptArguments, model_args) -> bool:
+    """Whether to train the built-in model on its task: no model was named."""
+    return script_args.dataset_name.startswith(BUILTIN_PREFIX) and model_args.model_name_or_path is None
+
+
+def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRows, LoadedRows | None]:
+    """The training rows, and the evaluation rows where `eval_strategy` asks for them."""
+    options = {"columns": script_args.columns, "skip_bad_rows": script_args.skip_bad_rows, "seed": args.seed}
+    split = script_args.dataset_train_split
+    if split is None and script_args.dataset_name.startswith(BUILTIN_PREFIX):
+        split = "train"
+    train = open_rows(script_args.dataset_name, split=split, limit=script_args.limit, **options)
+    if args.eval_strategy == "no":
+        return train, None
+    name = script_args.eval_dataset_name or script_args.dataset_name
+    return train, open_rows(name, split=script_args.dataset_test_split, **options)
+
+
+def build_trainer(
+    script_args: MGPOScriptArguments, args, model_args, train: LoadedRows, evaluation: LoadedRows | None
+):
+    """
+    Put [`~mgpo_trl.MGPOTrainer`] together from parsed options, and write `run.json` before the work starts.
+
+    Raises:
+        ValueError: No model was named, or a reward function was not found.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from .mgpo_trainer import MGPOTrainer
+
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model was named. Give `--model_name_or_path`, for example Qwen/Qwen2.5-VL-3B-Instruct.")
+    reward_funcs = resolve_rewards(script_args.reward_funcs)
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    write_training_record(script_args, args, model_args, train.bad_rows)
+    return MGPOTrainer(
+        model_args.model_name_or_path,
+        reward_funcs,
+        args,
+        train_dataset=train.dataset,
+        eval_dataset=None if evaluation is None else evaluation.dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def write_training_record(script_args: MGPOScriptArguments, args, model_args, bad_rows: list[dict]) -> None:
+    """`run.json` of a training run: the resolved options, commit, versions, prompts, and the rows left out."""
+    from dataclasses import asdict
+
+    from .prompts import PROTOCOL_VERSION, load_prompts
+    from .records import run_record, write_run
+
+    if not args.should_save:
+        return
+    record = run_record(
+        {"script": asdict(script_args), "training": args.to_dict(), "model": asdict(model_args)},
+        prompts_fingerprint=load_prompts(args.prompts_file).fingerprint,
+        max_pixels=args.max_pixels,
+        min_pixels=args.min_pixels,
+        seed=args.seed,
+        num_rounds=args.num_rounds,
+        protocol_version=PROTOCOL_VERSION,
+        bad_rows=bad_rows,
+    )
+    write_run(args.output_dir, record, overwrite=True)
+
+
+def resume_point(args) -> str | bool | None:
+    """`--resume_from_checkpoint`: a directory, or `true` / `latest` for the newest one in the output directory."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() in ("false", "none", "no"):
+        return None
+    return True if str(wanted).lower() in ("true", "latest", "last", "yes") else wanted
