@@ -56,7 +56,7 @@ def load_huggingface(
     base = Path(spec).parent if _is_path(spec) and Path(spec).is_file() else Path(spec) if _is_path(spec) else Path()
     images = _image_column(data, mapping["image"], base, name)
     extras = data.select_columns(list(extra_columns)) if extra_columns else None
-    return Source(name, _Rows(data, mapping, images), images, extras, found)
+    return Source(name, _Rows(data, mapping, images), images, extras)
 
 
 def _is_path(spec: Any) -> bool:

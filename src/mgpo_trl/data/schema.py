@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .fields import (
@@ -49,8 +49,6 @@ class Source:
     """A `datasets.Dataset` with the one column `image`; `None` where the rows hold paths."""
     extras: Any = None
     """Further columns to keep, by name: a `datasets.Dataset` or lists."""
-    columns: list[str] = field(default_factory=list)
-    """Every column found, as the source calls it."""
 
 
 def normalise_row(

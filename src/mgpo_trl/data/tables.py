@@ -71,7 +71,6 @@ def load_table(
         name=str(path),
         rows=[_renamed(row, mapping, path.parent) for row in rows],
         extras={name: [row.get(name) if isinstance(row, dict) else None for row in rows] for name in extra_columns},
-        columns=found,
     )
 
 
