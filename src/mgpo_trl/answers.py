@@ -37,8 +37,8 @@ _SENTENCE = re.compile(r"(?:[^\n.!?]|[.!?](?!\s|$))*")
 _MARKUP = re.compile(r"[*$`]|\\[()\[\]]")
 _WHITE_SPACE = re.compile(r"\s+")
 _NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,3})?", re.ASCII)
-_WRAPS, _STOPS = " \t\r\n\"'`*$()[]{}", ".,;:!?"
-_EDGES = _WRAPS + _STOPS
+_WRAPS = " \t\r\n\"'`*$()[]{}"
+_EDGES = _WRAPS + ".,;:!?"
 _LONGEST_SHORT_ANSWER, _MOST_STATEMENTS = 64, 100
 
 
@@ -227,7 +227,7 @@ def _stated_letter(text: str, choices: Sequence[str]) -> str | None:
             return stated[stated.lastindex].upper()
         line = text[statement.end() : statement.end() + longest + 1].split("\n")[0]
         letter = _as_letter(line, letters_of(choices)) or _match_choice(line, choices)
-        if letter and len(line) <= longest:
+        if letter and len(line) <= longest and "?" not in line:
             return letter
     return None
 
@@ -260,7 +260,7 @@ def _trimmed(text: str) -> str:
 
 def _canonical(text: str) -> str | Decimal:
     """What free-form answers are compared by: a number where it is one, else the text without a leading article."""
-    number = _folded(text).replace("\u2212", "-").strip(_WRAPS).rstrip(_STOPS)
+    number = _folded(text).replace("\u2212", "-").lstrip(_WRAPS).rstrip(_EDGES)
     if len(number) <= 64 and _NUMBER.fullmatch(number):
         return Decimal(number.replace(",", ""))
     return re.sub(r"^(?:a|an|the) (?=.)", "", _trimmed(text))
@@ -285,7 +285,7 @@ def _split_choices(text: str) -> list[str]:
     starts = [match.start() for match in _LINE_LETTER.finditer(text)]
     if len(starts) < 2:
         starts = [match.start() for match in _INLINE_LETTER.finditer(text)]
-    return [" ".join(text[start:end].split()) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return [" ".join(text[start:end].split()) for start, end in zip(starts, [*starts, None][1:], strict=True)]
 
 
 def _strip_letters(items: list[str], must_be_lettered: bool) -> list[str]:

@@ -59,6 +59,8 @@ def open_image(source: str | os.PathLike | bytes | dict | Image.Image, name: str
         return _to_rgb(_upright(image), name)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_large(name, f"more than {2 * MAX_PIXELS:,}")) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(
             f"{name}: the image cannot be decoded ({type(error).__name__}: {error}). It is cut off, damaged or not an "
@@ -142,11 +144,12 @@ def _check_size(image: Image.Image, name: str) -> Image.Image:
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name}: the image has no pixels (size {image.size}). Replace it or leave the row out.")
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: the image has {image.width * image.height:,} pixels, more than the {MAX_PIXELS:,} that are "
-            "opened. Make it smaller or leave the row out."
-        )
+        raise ImageError(_too_large(name, f"{image.width * image.height:,}"))
     return image
+
+
+def _too_large(name: str, pixels: str) -> str:
+    return f"{name}: the image has {pixels} pixels, over the limit of {MAX_PIXELS:,}. Make it smaller or leave it out."
 
 
 def _upright(image: Image.Image) -> Image.Image:

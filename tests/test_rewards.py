@@ -1,0 +1,81 @@
+"""Reward functions as TRL calls them: lists in, one float a completion out, only the answer turn read."""
+
+import inspect
+
+import pytest
+
+from mgpo_trl.rewards import accuracy_reward, answer_text, flexible_accuracy_reward, format_reward
+
+CHOICES = ["red", "green", "blue"]
+BOX_TURN = {"role": "assistant", "content": r'[{"bbox_2d": [1, 2, 3, 4]}] \boxed{C}'}
+REPLY = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": r"Put it in \boxed{C}."}]}
+
+
+def rollout(answer):
+    return [BOX_TURN, REPLY, {"role": "assistant", "content": answer}]
+
+
+def call(reward, completions, **columns):
+    """As TRL calls it, with every argument that it passes."""
+    n = len(completions)
+    extra = dict(prompts=[[]] * n, completion_ids=[[1]] * n, image=[None] * n, mode=["x"] * n, trainer_state=None)
+    return reward(completions=completions, **extra, **columns)
+
+
+def test_only_the_answer_turn_counts():
+    completions = [rollout(r"\boxed{C}"), rollout(r"\boxed{A}"), rollout("no idea"), rollout("")]
+    assert call(accuracy_reward, completions, answer=["C"] * 4, choices=[CHOICES] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_rollout_without_an_answer_turn_earns_nothing():
+    completions = [[BOX_TURN, REPLY], []]
+    assert call(accuracy_reward, completions, answer=["C"] * 2, choices=[CHOICES] * 2) == [0.0, 0.0]
+    assert call(format_reward, completions, choices=[CHOICES] * 2) == [0.0, 0.0]
+
+
+def test_one_round_and_plain_text():
+    completions = [[{"role": "assistant", "content": r"\boxed{C}"}], r"\boxed{C}", r"\boxed{B}"]
+    assert call(accuracy_reward, completions, answer=["C"] * 3, choices=[CHOICES] * 3) == [1.0, 1.0, 0.0]
+
+
+def test_content_in_blocks():
+    blocks = [{"type": "text", "text": r"It is \bo"}, {"type": "image"}, {"type": "text", "text": "xed{C}"}]
+    assert answer_text(rollout(blocks)) == r"It is \boxed{C}"
+    assert answer_text(rollout(None)) == answer_text(rollout([])) == ""
+    assert call(accuracy_reward, [rollout(blocks)], answer=["C"], choices=[CHOICES]) == [1.0]
+
+
+def test_strict_and_flexible():
+    completions = [rollout("The answer is C."), rollout("A cat. C it is"), rollout(r"\boxed{C}")]
+    columns = dict(answer=["C"] * 3, choices=[CHOICES] * 3)
+    assert call(accuracy_reward, completions, **columns) == [0.0, 0.0, 1.0]
+    assert call(flexible_accuracy_reward, completions, **columns) == [1.0, 0.0, 1.0]
+
+
+def test_rows_with_and_without_choices():
+    completions = [rollout(r"\boxed{1,000}"), rollout(r"\boxed{B}")]
+    assert call(accuracy_reward, completions, answer=["1000", "B"], choices=[None, CHOICES]) == [1.0, 1.0]
+    assert call(accuracy_reward, completions, answer=["1000.0", "B"]) == [1.0, 1.0]
+    assert call(accuracy_reward, completions, answer=["1001", "A"], choices=[None, CHOICES]) == [0.0, 0.0]
+
+
+def test_format_reward_is_about_the_box_only():
+    completions = [rollout(r"\boxed{A}"), rollout(r"\boxed{Z}"), rollout("The answer is A."), rollout(r"\boxed{A")]
+    assert call(format_reward, completions, choices=[CHOICES] * 4, answer=["C"] * 4) == [1.0, 0.0, 0.0, 0.0]
+    assert call(format_reward, completions, answer=["C"] * 4) == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("reward", [accuracy_reward, flexible_accuracy_reward])
+def test_bad_columns_are_named(reward):
+    with pytest.raises(ValueError, match="dataset column `answer`, which is missing. Add it"):
+        call(reward, [rollout(r"\boxed{C}")], choices=[CHOICES])
+    with pytest.raises(ValueError, match=r"one of the letters \['A', 'B', 'C'\] .* got 'D'"):
+        call(reward, [rollout(r"\boxed{C}")], answer=["D"], choices=[CHOICES])
+    with pytest.raises(ValueError, match="shorter"):
+        call(reward, [rollout(r"\boxed{C}")] * 2, answer=["C"])
+
+
+def test_rewards_are_plain_functions_with_names():
+    for reward in (accuracy_reward, flexible_accuracy_reward, format_reward):
+        assert inspect.isfunction(reward) and reward.__name__.endswith("_reward")
+        assert inspect.signature(reward).parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
