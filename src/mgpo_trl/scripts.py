@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .builtin.loading import BUILTIN_PREFIX, load_builtin
+from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
 from .rewards import accuracy_reward, format_reward
 
@@ -140,11 +140,11 @@ def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]
     parser = TrlParser((MGPOScriptArguments, MGPOConfig, ModelConfig), prog="train.py")
     if not {"-h", "--help"} & set(arguments):
         first = TrlParser((MGPOScriptArguments,))
-        script_args, *_ = first.parse_args_and_config(arguments, fail_with_unknown_args=False)
+        script_args, *_ = first.parse_args_and_config(arguments, return_remaining_strings=True)
         if script_args.dataset_name.startswith(BUILTIN_PREFIX):
-            from .builtin.recipe import recipe_defaults
+            from .builtin.recipe import RECIPES
 
-            parser.set_defaults_with_config(**recipe_defaults(script_args.dataset_name))
+            parser.set_defaults_with_config(**RECIPES[builtin_level(script_args.dataset_name)].rl_options())
     return parser.parse_args_and_config(arguments)
 
 
