@@ -14,6 +14,9 @@ def main(arguments: list[str]) -> None:
     """Parse, load the rows, train, save, push."""
     from mgpo_trl import scripts
 
+    if {"-h", "--help"} & set(arguments):
+        print(scripts.training_help())
+        return
     script_args, args, model_args = scripts.parse_training(arguments)
     if scripts.is_builtin_run(script_args, model_args):
         from mgpo_trl.builtin.run import run_builtin

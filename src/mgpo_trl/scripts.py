@@ -122,6 +122,20 @@ def _imported(path: str) -> Callable:
         ) from error
 
 
+def training_help() -> str:
+    """Help of `train.py` on the options that this package adds, without importing torch."""
+    from trl import TrlParser
+
+    from .round_options import RoundOptions
+
+    parser = TrlParser((MGPOScriptArguments, RoundOptions), prog="train.py")
+    parser.epilog = (
+        "Also: --config FILE.yaml, and every option of GRPOConfig, TrainingArguments and ModelConfig "
+        "(--model_name_or_path, --learning_rate, --use_peft, --output_dir, ...). --help_all lists them."
+    )
+    return parser.format_help()
+
+
 def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]:
     """
     Parse the command line of `train.py`: command line over YAML (`--config`) over the recipe of a built-in level over
@@ -138,13 +152,14 @@ def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]
     from .mgpo_config import MGPOConfig
 
     parser = TrlParser((MGPOScriptArguments, MGPOConfig, ModelConfig), prog="train.py")
-    if not {"-h", "--help"} & set(arguments):
-        first = TrlParser((MGPOScriptArguments,))
-        script_args, *_ = first.parse_args_and_config(arguments, return_remaining_strings=True)
-        if script_args.dataset_name.startswith(BUILTIN_PREFIX):
-            from .builtin.recipe import RECIPES
+    if "--help_all" in arguments:
+        parser.print_help()
+        raise SystemExit
+    script_args, *_ = TrlParser((MGPOScriptArguments,)).parse_args_and_config(arguments, return_remaining_strings=True)
+    if script_args.dataset_name.startswith(BUILTIN_PREFIX):
+        from .builtin.recipe import RECIPES
 
-            parser.set_defaults_with_config(**RECIPES[builtin_level(script_args.dataset_name)].rl_options())
+        parser.set_defaults_with_config(**RECIPES[builtin_level(script_args.dataset_name)].rl_options())
     return parser.parse_args_and_config(arguments)
 
 
