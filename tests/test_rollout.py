@@ -165,6 +165,11 @@ def test_an_unusable_box_gets_the_whole_image_and_its_status(token):
     assert f"({status.replace('_', ' ')})" in template.chat.messages[-1]["content"][-1]["text"]
 
 
+def test_the_smallest_side_of_a_usable_box_is_a_setting():
+    (rollout,), _, _ = play([[36, END], [ANSWER, END]], template=make_template(min_box_side=27))
+    assert rollout.boxes[0].ok and rollout.turns[0].box_original_px == (0, 0, 112, 224)
+
+
 def test_every_status_is_tested():
     assert {status for status, _ in BOXES.values()} == {status.value for status in BoxStatus}
 

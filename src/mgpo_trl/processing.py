@@ -11,6 +11,8 @@ from functools import lru_cache
 from PIL import Image
 
 SUPPORTED_MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+MAX_ASPECT = 200
+"""Longest image that the processors of the Qwen-VL family accept, in multiples of its shorter side."""
 
 
 class VisionChat:
@@ -63,8 +65,14 @@ class VisionChat:
         """
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+        if max(size) > MAX_ASPECT * min(size):
+            raise ValueError(
+                f"An image of {size[0]}x{size[1]} pixels is more than {MAX_ASPECT} times as long as it is wide, which "
+                "the image processor refuses. Cut it into parts, or leave the row out."
+            )
         for _ in range(8):  # an extreme aspect ratio needs a second pass to come under the budget
             height, width = smart_resize(size[1], size[0], self.factor, self.min_pixels, self.max_pixels)
+            width, height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)  # rounding may exceed it
             if (width, height) == size:
                 return size
             size = (width, height)
