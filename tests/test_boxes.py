@@ -115,6 +115,16 @@ def test_box_text_is_what_the_model_wrote():
     assert parse('{"bbox_2d": [1.25, 2, -3, 12345678901234567890]}').box_text == (1.25, 2, -3, 1.2345678901234567e19)
 
 
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1e999", "-" + "9" * 5000, "1000.6"])
+@pytest.mark.parametrize("place", range(4))
+def test_far_numbers_are_out_of_view_in_thousandths_too(number, place):
+    numbers = ["100", "100", "900", "900"]
+    numbers[place] = number
+    box = parse(f'{{"bbox_2d": [{", ".join(numbers)}]}}', (4000, 4000), "relative_1000")
+    assert box.status is BoxStatus.OUT_OF_VIEW
+    json.dumps(box.box_text, allow_nan=False)
+
+
 def test_label_can_always_be_written_to_a_file():
     assert parse('{"bbox_2d": [10, 20, 100, 200], "label": "\\ud800x"}').label.encode() == b"?x"
     assert parse('{"bbox_2d": [10, 20, 100, 200], "label": 7}').label is None
@@ -186,30 +196,14 @@ def test_a_box_is_found_inside_any_json(before, inside):
 
 # --- linear ------------------------------------------------------------------------------------------------------
 
-MEGABYTE = 1_000_000
-UNITS = [
-    "`",
-    "[",
-    "{",
-    '"',
-    "}",
-    "\\",
-    '\\"',
-    '{"',
-    '{"a":',
-    '{"a":[',
-    "{}",
-    '{"bbox_2d":',
-    GOOD,
-    "``` ",
-    "[[{",
-    "{\n",
-]
-NESTED = ['{"a":' * 200_000 + "1" + "}" * 200_000, '{"a":' + "[" * 500_000 + "]" * 500_000 + "}"]
-FAILING = [('{"a":' * depth + "1!" + "}" * depth) * (MEGABYTE // (6 * depth)) for depth in (1, 8, 32, 100)]
+UNITS = {"`": 1_000_000, "[": 1_000_000, "{": 1_000_000, '"': 1_000_000, "{}": 400_000}
+UNITS |= dict.fromkeys(["}", "\\", '\\"', '{"', '{"a":', '{"a":[', '{"bbox_2d":', GOOD, "``` ", "[[{", "{\n"], 300_000)
+NESTED = ['{"a":' * 50_000 + "1" + "}" * 50_000, '{"a":' + "[" * 500_000 + "]" * 500_000 + "}"]
+FAILING = [('{"a":' * depth + "1!" + "}" * depth) * (300_000 // (6 * depth)) for depth in (1, 8, 32, 100)]
+LONG = [(unit * length)[:length] for unit, length in UNITS.items()] + NESTED + FAILING
 
 
-@pytest.mark.parametrize("text", [(u * MEGABYTE)[:MEGABYTE] for u in UNITS] + NESTED + FAILING, ids=lambda t: t[:12])
+@pytest.mark.parametrize("text", LONG, ids=lambda text: text[:12])
 def test_work_is_linear(text, monkeypatch):
     decoded = []
     original = boxes._decode

@@ -89,38 +89,38 @@ def palette_with(paper, ink):
 CMYK_PAPER, CMYK_INK = (0, 255, 255, 0), (255, 0, 0, 0)
 GREY = (100, 100, 100)
 MODES = {
-    "rgba": (dict(mode="RGBA", paper=(*PAPER, 255), ink=(*INK, 255)), {}, PAPER, INK),
-    "rgba-clear": (dict(mode="RGBA", paper=(*PAPER, 0), ink=(*INK, 255)), {}, (255, 255, 255), INK),
-    "la-clear": (dict(mode="LA", paper=(100, 255), ink=(7, 0)), {}, GREY, (255, 255, 255)),
-    "rgb-transparent": (dict(paper=PAPER, ink=INK), dict(transparency=PAPER), (255, 255, 255), INK),
-    "palette": (dict(mode="P", paper=0, ink=1, palette=palette_with(PAPER, INK)), {}, PAPER, INK),
+    "rgba": ({"mode": "RGBA", "paper": (*PAPER, 255), "ink": (*INK, 255)}, {}, PAPER, INK),
+    "rgba-clear": ({"mode": "RGBA", "paper": (*PAPER, 0), "ink": (*INK, 255)}, {}, (255, 255, 255), INK),
+    "la-clear": ({"mode": "LA", "paper": (100, 255), "ink": (7, 0)}, {}, GREY, (255, 255, 255)),
+    "rgb-transparent": ({"paper": PAPER, "ink": INK}, {"transparency": PAPER}, (255, 255, 255), INK),
+    "palette": ({"mode": "P", "paper": 0, "ink": 1, "palette": palette_with(PAPER, INK)}, {}, PAPER, INK),
     "palette-transparent": (
-        dict(mode="P", paper=0, ink=1, palette=palette_with(PAPER, INK)),
-        dict(transparency=0),
+        {"mode": "P", "paper": 0, "ink": 1, "palette": palette_with(PAPER, INK)},
+        {"transparency": 0},
         (255, 255, 255),
         INK,
     ),
     "palette-half-transparent": (
-        dict(mode="P", paper=0, ink=1, palette=palette_with((0, 0, 0), INK)),
-        dict(transparency=bytes([128, 255])),
+        {"mode": "P", "paper": 0, "ink": 1, "palette": palette_with((0, 0, 0), INK)},
+        {"transparency": bytes([128, 255])},
         (127, 127, 127),
         INK,
     ),
     "cmyk": (
-        dict(mode="CMYK", paper=CMYK_PAPER, ink=CMYK_INK),
-        dict(image_format="TIFF", compression="tiff_lzw"),
+        {"mode": "CMYK", "paper": CMYK_PAPER, "ink": CMYK_INK},
+        {"image_format": "TIFF", "compression": "tiff_lzw"},
         (255, 0, 0),
         (0, 255, 255),
     ),
-    "16-bit": (dict(mode="I;16", paper=100 * 256, ink=250 * 256 + 255), {}, GREY, (250, 250, 250)),
+    "16-bit": ({"mode": "I;16", "paper": 100 * 256, "ink": 250 * 256 + 255}, {}, GREY, (250, 250, 250)),
     "16-bit-tiff": (
-        dict(mode="I;16", paper=100 * 256 + 255, ink=65535),
-        dict(image_format="TIFF"),
+        {"mode": "I;16", "paper": 100 * 256 + 255, "ink": 65535},
+        {"image_format": "TIFF"},
         GREY,
         (255, 255, 255),
     ),
-    "grayscale": (dict(mode="L", paper=100, ink=3), {}, GREY, (3, 3, 3)),
-    "bilevel": (dict(mode="1", paper=1, ink=0), {}, (255, 255, 255), (0, 0, 0)),
+    "grayscale": ({"mode": "L", "paper": 100, "ink": 3}, {}, GREY, (3, 3, 3)),
+    "bilevel": ({"mode": "1", "paper": 1, "ink": 0}, {}, (255, 255, 255), (0, 0, 0)),
 }
 
 
@@ -261,7 +261,8 @@ def test_8k_pictures_open_without_touching_pillows_limit():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = open_image(data, "8K")
-        assert crop_original(image, (0, 0, 20_000, 10_000)).size == image.size == (20_000, 10_000)
+        assert image.size == (20_000, 10_000)
+        assert crop_original(image, (0, 0, 20_000, 9_999)).size == (20_000, 9_999)
     assert Image.MAX_IMAGE_PIXELS == before
 
 

@@ -18,8 +18,8 @@ def rollout(answer):
 def call(reward, completions, **columns):
     """As TRL calls it, with every argument that it passes."""
     n = len(completions)
-    extra = dict(prompts=[[]] * n, completion_ids=[[1]] * n, image=[None] * n, mode=["x"] * n, trainer_state=None)
-    return reward(completions=completions, **extra, **columns)
+    extra = {"prompts": [[]] * n, "completion_ids": [[1]] * n, "image": [None] * n, "mode": ["x"] * n}
+    return reward(completions=completions, trainer_state=None, **extra, **columns)
 
 
 def test_only_the_answer_turn_counts():
@@ -47,7 +47,7 @@ def test_content_in_blocks():
 
 def test_strict_and_flexible():
     completions = [rollout("The answer is C."), rollout("A cat. C it is"), rollout(r"\boxed{C}")]
-    columns = dict(answer=["C"] * 3, choices=[CHOICES] * 3)
+    columns = {"answer": ["C"] * 3, "choices": [CHOICES] * 3}
     assert call(accuracy_reward, completions, **columns) == [0.0, 0.0, 1.0]
     assert call(flexible_accuracy_reward, completions, **columns) == [1.0, 0.0, 1.0]
 
