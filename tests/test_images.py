@@ -187,6 +187,20 @@ def test_orientation_is_applied_once():
         assert (again.size, again.tobytes()) == (opened.size, opened.tobytes())
 
 
+@pytest.mark.parametrize("image_format", ["TIFF", "WEBP", "JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once_in_every_format(image_format, orientation):
+    size, corner = (96, 64), (0, 0)  # Pillow turns a TIFF by itself when it is decoded, the others never
+    image = Image.new("RGB", size, PAPER)
+    image.paste(INK, (0, 0, 32, 32))
+    opened = open_image(with_orientation(image, orientation, image_format), "photo")
+    assert opened.size == (size if orientation < 5 else size[::-1])
+    x, y = turned(corner, size, orientation)
+    assert max(abs(a - b) for a, b in zip(opened.getpixel((x, y)), INK, strict=True)) < 40
+    opposite = opened.getpixel((opened.width - 1 - x, opened.height - 1 - y))
+    assert max(abs(a - b) for a, b in zip(opposite, PAPER, strict=True)) < 40
+
+
 def test_orientation_written_after_the_pixels_counts():
     data = with_orientation(Image.new("RGB", (90, 60)), 6)
     start = data.index(b"eXIf") - 4
