@@ -83,7 +83,10 @@ class MGPOTrainer(GRPOTrainer):
         prompts = load_prompts(args.prompts_file)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(
-                model_name, padding_side="left", trust_remote_code=args.trust_remote_code
+                model_name,
+                revision=(args.model_init_kwargs or {}).get("revision"),
+                padding_side="left",
+                trust_remote_code=args.trust_remote_code,
             )
         check_processor(processing_class)
         super().__init__(
@@ -140,7 +143,7 @@ class MGPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(rows)
         if "pixel_values" not in output:
             raise RuntimeError(
-                f"The images of a batch were dropped on the way to the loss (samples {[r.id for r in self._rollouts]}). "
+                f"Images were dropped on the way to the loss (samples {[r.id for r in self._rollouts]}). "
                 "This TRL treats images of later turns differently; install the version that this package pins."
             )
         device = output["completion_ids"].device
@@ -343,6 +346,8 @@ def _undecoded(dataset, name: str):
             f"`{name}` has no column {missing}, only {dataset.column_names}. Rename your columns to `image` and "
             "`question` (and `choices`, `answer`, `target_boxes` where you have them)."
         )
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"`{name}` is empty. Give at least one row.")
     features = dataset.features or {}
     if isinstance(features.get("image"), ImageFeature):
         dataset = dataset.cast_column("image", ImageFeature(decode=False))
