@@ -191,8 +191,8 @@ def check_processor(processor) -> None:
     if image_processor is None:
         raise ValueError(
             f"The processor is a {type(processor).__name__} without an image processor: not a vision-language model, "
-            "or a class that `AutoProcessor` does not know (then it silently returns the tokenizer). Give the directory "
-            "of a vision-language model, or register its processor with `AutoProcessor.register`."
+            "or a class that `AutoProcessor` does not know (then it silently returns the tokenizer). Give the "
+            "directory of a vision-language model, or register its processor with `AutoProcessor.register`."
         )
     if not (hasattr(image_processor, "patch_size") and hasattr(image_processor, "merge_size")):
         raise ValueError(
