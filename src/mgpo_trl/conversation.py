@@ -85,7 +85,8 @@ class Conversation:
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
         record.pop("protocol_version", None)
-        if unknown := sorted(set(record) - {field.name for field in fields(cls)}):
+        unknown = [*_unknown(record, cls), *_unknown(record["prompts"], PromptTemplate)]
+        if unknown:
             raise ValueError(f"'{path}' names unknown settings {unknown}. Update mgpo-trl, or remove them.")
         prompts = PromptTemplate(**record.pop("prompts"))
         return cls(**{**record, "prompts": prompts, "token_budgets": tuple(record["token_budgets"])})
@@ -104,3 +105,7 @@ class Conversation:
             zoom_from=args.zoom_from,
             prompts=prompts,
         )
+
+
+def _unknown(record: dict, kind: type) -> list[str]:
+    return sorted(set(record) - {field.name for field in fields(kind)})

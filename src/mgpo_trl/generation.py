@@ -31,6 +31,9 @@ class ModelGenerator:
         self._options = {
             "do_sample": temperature > 0,
             **sampling,
+            # What is not said here would come from the checkpoint: the published Qwen2.5-VL penalises repetition.
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
             "pad_token_id": chat.tokenizer.pad_token_id,
             "eos_token_id": sorted(chat.end_ids),
             "suppress_tokens": vision_token_ids(model.config),
@@ -89,15 +92,15 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
     from .processing import check_processor
 
     is_adapter = os.path.isfile(os.path.join(path, "adapter_config.json"))
-    processor = AutoProcessor.from_pretrained(path, padding_side="left")
-    check_processor(processor)
     if is_adapter:
         from peft import PeftConfig, PeftModel
 
         base_model = base_model or PeftConfig.from_pretrained(path).base_model_name_or_path
-        model = AutoModelForImageTextToText.from_pretrained(base_model, dtype=dtype)
+    has_processor = not is_adapter or os.path.isfile(os.path.join(path, "tokenizer_config.json"))
+    processor = AutoProcessor.from_pretrained(path if has_processor else base_model, padding_side="left")
+    check_processor(processor)
+    model = AutoModelForImageTextToText.from_pretrained(base_model if is_adapter else path, dtype=dtype)
+    if is_adapter:
         model = PeftModel.from_pretrained(model, path).merge_and_unload()
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return model.to(device or accelerator).eval(), processor
