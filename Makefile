@@ -9,7 +9,7 @@ DEVICES := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu)
 .PHONY: train test lint setup clean
 
 train: $(VENV)/.ready
-	$(BIN)/accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no train.py $(ARGS)
+	$(BIN)/accelerate launch train.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
