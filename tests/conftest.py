@@ -1,12 +1,15 @@
 """Shared by every test: one thread, no network, one tiny model on disk, a few rows."""
 
+import io
 import os
+import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -25,3 +28,79 @@ def rows():
     from mgpo_trl.builtin.needle import make_dataset
 
     return make_dataset("refer", "train", 4, seed=0)
+
+
+def parity_reward(completions, **kwargs):
+    """Every second rollout is right, so that every group has a signal."""
+    return [float(number % 2) for number in range(len(completions))]
+
+
+@pytest.fixture
+def make_trainer(tiny_dir, rows, tmp_path):
+    """Build an `MGPOTrainer` on the tiny model; keyword arguments are options of `MGPOConfig`."""
+    from mgpo_trl import MGPOConfig, MGPOTrainer
+
+    def make(dataset=rows, reward=parity_reward, *, model=None, trainer_class=MGPOTrainer, kwargs=None, **options):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_pixels": 84 * 84,
+            "min_pixels": 56 * 56,
+            "round_token_budgets": [10, 4, 4][: options.get("num_rounds", 2)],
+            "num_generations": 2,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "gradient_checkpointing": False,
+            "beta": 0.0,
+            "learning_rate": 1e-3,
+            "max_steps": 1,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        args = MGPOConfig(**{**defaults, **options})
+        return trainer_class(str(model or tiny_dir), reward, args, train_dataset=dataset, **(kwargs or {}))
+
+    return make
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Make `trainer.model.generate` return hand-written ids: `script(trainer, round_1, round_2)`, lists by row."""
+
+    def scripted(trainer, *rounds):
+        calls = iter(rounds)
+
+        def generate(input_ids, **kwargs):
+            turns = next(calls)
+            assert len(turns) == len(input_ids)
+            length = max(map(len, turns))
+            pad = trainer._tokenizer.pad_token_id
+            turns = torch.tensor([[*turn, *[pad] * (length - len(turn))] for turn in turns])
+            return torch.cat([input_ids, turns], dim=1)
+
+        monkeypatch.setattr(trainer.model, "generate", generate)
+
+    return scripted
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Four rows whose pictures differ in size and aspect ratio, so that prompts are padded and crops differ."""
+    return [photo_row(number, size) for number, size in enumerate([(400, 200), (150, 300), (336, 336), (60, 40)])]
+
+
+def photo_row(number, size):
+    """A row with a picture of noise as PNG bytes."""
+    image = Image.frombytes("RGB", size, random.Random(number).randbytes(size[0] * size[1] * 3))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {
+        "id": f"photo-{number}",
+        "image": {"bytes": buffer.getvalue(), "path": None},
+        "question": f"What is on the {['red', 'blue', 'green', 'grey'][number]} card?",
+        "choices": ["vertical lines", "horizontal lines"],
+        "answer": "AB"[number % 2],
+        "target_boxes": [[0, 0, size[0] // 2, size[1] // 2]],
+        "category": None,
+    }

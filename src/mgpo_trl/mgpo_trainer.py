@@ -89,6 +89,7 @@ class MGPOTrainer(GRPOTrainer):
                 trust_remote_code=args.trust_remote_code,
             )
         check_processor(processing_class)
+        _check_length(train_dataset, args)
         super().__init__(
             model,
             reward_funcs,
@@ -332,6 +333,17 @@ class MGPOTrainer(GRPOTrainer):
 
 def _crop_tool() -> None:
     """Stands in TRL's list of tools; the rounds are played by the trainer and it is never called."""
+
+
+def _check_length(dataset, args: MGPOConfig) -> None:
+    """TRL drops a generation batch that is not full: with too few rows, training would end without a single step."""
+    needed = args.generation_batch_size // args.num_generations
+    if hasattr(dataset, "__len__") and len(dataset) < needed:
+        raise ValueError(
+            f"`train_dataset` has {len(dataset)} rows, but a generation batch holds {needed} different questions "
+            f"(`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}), so "
+            "no step would run. Add rows, or lower `per_device_train_batch_size` or `gradient_accumulation_steps`."
+        )
 
 
 def _undecoded(dataset, name: str):

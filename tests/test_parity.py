@@ -1,0 +1,134 @@
+"""Log-probabilities of the loss equal the sampler's, for every token of every round, in one batch of unlike images."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from mgpo_trl.boxes import format_box
+
+TOLERANCE = 1e-4
+VIEW_SIZES = [(112, 56), (56, 112), (84, 84), (84, 56)]  # of the rows in `photos`
+BOXES = {
+    0: (0, 0, 40, 56),
+    2: (0, 2, 50, 110),
+    4: (0, 0, 84, 30),
+    5: (10, 10, 40, 80),
+}  # by rollout; others sample freely
+
+
+class Force(LogitsProcessor):
+    """Make chosen rows write given ids; the logits before this are the model's own."""
+
+    def __init__(self, ids_by_row, prompt_length):
+        self.ids_by_row, self.prompt_length = ids_by_row, prompt_length
+
+    def __call__(self, input_ids, scores):
+        step = input_ids.size(1) - self.prompt_length
+        for row, ids in self.ids_by_row.items():
+            if step < len(ids):
+                scores[row] = torch.full_like(scores[row], -torch.inf)
+                scores[row, ids[step]] = 0.0
+        return scores
+
+
+def record_sampler(trainer, monkeypatch, forced):
+    """Let rounds be sampled for real and keep the raw logits of every step; `forced` has {row: ids} for each round."""
+    rounds, generate = [], trainer.model.generate
+
+    def recording(input_ids, **kwargs):
+        force = Force(forced[len(rounds)], input_ids.size(1))
+        output = generate(
+            input_ids=input_ids,
+            **kwargs,
+            logits_processor=LogitsProcessorList([force]),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        rounds.append(torch.stack(output.logits, dim=1))  # (B, steps, vocabulary)
+        return output.sequences
+
+    monkeypatch.setattr(trainer.model, "generate", recording)
+    return rounds
+
+
+def sample_batch(make_trainer, monkeypatch, photos, num_rounds, **options):
+    """Eight rollouts of four photos; returns (trainer, batch, log-probabilities of the sampler in the shape of ids)."""
+    trainer = make_trainer(
+        Dataset.from_list(photos), num_rounds=num_rounds, num_generations=2, per_device_train_batch_size=8,
+        round_token_budgets=[48, 10, 10][:num_rounds], min_box_side=10, **options,
+    )  # fmt: skip
+    end = [trainer._tokenizer.eos_token_id]
+    texts = {row: format_box(box, VIEW_SIZES[row // 2], "absolute", "card") for row, box in BOXES.items()}
+    boxes = {row: trainer._tokenizer(text)["input_ids"] + end for row, text in texts.items()}
+    free = {row: [*ids[:3], *end] for row, ids in boxes.items() if row in (0, 5)}  # ends early: padding on the right
+    second = {0: trainer._tokenizer(format_box((0, 0, 50, 30), (56, 56), "absolute"))["input_ids"] + end}
+    forced = {1: [free], 2: [boxes, free], 3: [boxes, second, free]}[num_rounds]
+    rounds = record_sampler(trainer, monkeypatch, forced)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([dict(row) for row in photos for _ in range(2)])
+    sampler = torch.zeros(batch["completion_ids"].shape)
+    for number, logits in enumerate(rounds, start=1):
+        logps = (logits.float() / trainer.temperature).log_softmax(-1)
+        for row in range(8):
+            where = (batch["turn_ids"][row] == number).nonzero().squeeze(1)
+            ids = batch["completion_ids"][row, where]
+            sampler[row, where] = logps[row, range(len(where)), ids]
+    return trainer, batch, sampler
+
+
+def deviation(trainer, batch, sampler, **changed):
+    """Largest difference at sampled tokens between the loss pass and the sampler."""
+    batch = {**batch, **changed}
+    names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    with torch.no_grad():
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].size(1),
+            **{name: batch[name] for name in names},
+        )
+    return (logps - sampler)[batch["turn_ids"] > 0].abs().max().item()
+
+
+@pytest.mark.parametrize("num_rounds, temperature", [(1, 1.0), (2, 1.0), (2, 0.7), (3, 1.0)])
+def test_the_loss_pass_equals_the_sampler(make_trainer, monkeypatch, photos, num_rounds, temperature):
+    trainer, batch, sampler = sample_batch(make_trainer, monkeypatch, photos, num_rounds, temperature=temperature)
+    grids = {tuple(grid) for grid in batch["image_grid_thw"].tolist()}
+    assert len(grids) >= 4 and batch["prompt_mask"].min() == 0 and batch["completion_mask"].min() == 0
+    for number in range(1, num_rounds + 1):
+        assert (batch["turn_ids"] == number).any(dim=1).all()
+    assert sampler[batch["turn_ids"] > 0].max() < 0 and deviation(trainer, batch, sampler) < TOLERANCE
+    if num_rounds > 1:
+        assert trainer._metrics["train"]["grounding/valid_ratio"][0] >= 0.25
+
+
+def test_parity_sees_wrong_images_grids_types_and_attention(make_trainer, monkeypatch, photos):
+    """Each of these is a mistake that training would survive silently."""
+    trainer, batch, sampler = sample_batch(make_trainer, monkeypatch, photos, 2)
+    grid, pixels, types = batch["image_grid_thw"], batch["pixel_values"], batch["mm_token_type_ids"]
+    crop = grid[1].tolist()
+    assert crop[1] != crop[2]
+    turned = grid.clone()
+    turned[1] = torch.tensor([crop[0], crop[2], crop[1]])
+    rows = grid.prod(-1)
+    start, end = rows[0].item(), rows[:2].sum().item()
+    other_crop = pixels.clone()
+    other_crop[start:end] = pixels[start:end].flip(0)
+    flat_positions = types.clone()
+    flat_positions[:, batch["prompt_ids"].size(1) :] = 0
+    wrong = {
+        "grid of the crop": {"image_grid_thw": turned},
+        "pixels of the crop": {"pixel_values": other_crop},
+        "1-D positions at the crop": {"mm_token_type_ids": flat_positions},
+        "1-D positions everywhere": {"mm_token_type_ids": torch.zeros_like(types)},
+        "padding attended to": {"prompt_mask": torch.ones_like(batch["prompt_mask"])},
+    }
+    for name, changed in wrong.items():
+        try:
+            difference = deviation(trainer, batch, sampler, **changed)
+        except (ValueError, RuntimeError, IndexError, StopIteration):
+            continue  # the model refused it
+        assert difference > 10 * TOLERANCE, name
+    assert deviation(trainer, batch, sampler) < TOLERANCE
