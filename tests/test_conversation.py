@@ -41,7 +41,9 @@ def test_an_unknown_setting_is_named(tmp_path, place):
     record = json.loads(path.read_text())
     (record if place == "top" else record["prompts"])["zoom_twice"] = True
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"conversation.json' names unknown settings \['zoom_twice'\].*Update mgpo-trl"):
+    with pytest.raises(
+        ValueError, match=r"conversation.json' names unknown settings \['zoom_twice'\].*Update mgpo-trl"
+    ):
         Conversation.load(tmp_path)
 
 

@@ -90,7 +90,7 @@ def test_greedy_is_the_argmax_at_every_step(model, chat, contexts):
 
 
 def test_greedy_means_greedy_whatever_the_checkpoint_suggests(model, chat, contexts):
-    """The published Qwen2.5-VL suggests `repetition_penalty=1.05`; training samples without, so evaluation does too."""
+    """The published Qwen2.5-VL suggests `repetition_penalty=1.05`; training samples without it, and so do we."""
     plain = [sample.ids for sample in ModelGenerator(model, chat, [8])(contexts)]
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.no_repeat_ngram_size = 1

@@ -98,6 +98,8 @@ class RoundOptions:
         return self.round_token_budgets or [self.max_completion_length] * self.num_rounds
 
     def _check_budgets(self) -> None:
+        if not isinstance(self.num_rounds, int):
+            raise ValueError(f"`num_rounds` must be a whole number, got {self.num_rounds!r}. The paper uses 2.")
         if self.num_rounds < 1:
             raise ValueError(f"`num_rounds` must be >= 1, got {self.num_rounds}. Use 1 for single-round GRPO.")
         for name in ("round_token_budgets", "turn_loss_weights"):

@@ -188,7 +188,7 @@ def build_trainer(
     Put [`~mgpo_trl.MGPOTrainer`] together from parsed options, and write `run.json` before the work starts.
 
     Raises:
-        ValueError: No model was named, or a reward function was not found.
+        ValueError: No model was named, or a reward function or the checkpoint to resume from was not found.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -196,6 +196,7 @@ def build_trainer(
 
     if model_args.model_name_or_path is None:
         raise ValueError("No model was named. Give `--model_name_or_path`, for example Qwen/Qwen2.5-VL-3B-Instruct.")
+    resume_point(args)
     reward_funcs = resolve_rewards(script_args.reward_funcs)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -237,9 +238,27 @@ def write_training_record(script_args: MGPOScriptArguments, args, model_args, ba
     write_run(args.output_dir, record, overwrite=True)
 
 
-def resume_point(args) -> str | bool | None:
-    """`--resume_from_checkpoint`: a directory, or `true` / `latest` for the newest one in the output directory."""
+def resume_point(args) -> str | None:
+    """
+    The checkpoint that `--resume_from_checkpoint` names: a directory, or `true` / `latest` for the newest one in the
+    output directory.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() in ("false", "none", "no"):
         return None
-    return True if str(wanted).lower() in ("true", "latest", "last", "yes") else wanted
+    if str(wanted).lower() not in ("true", "latest", "last", "yes"):
+        if not os.path.isdir(wanted):
+            raise ValueError(f"There is no checkpoint '{wanted}' to resume from. Give a directory, or `true`.")
+        return wanted
+    newest = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    if newest is None:
+        raise ValueError(
+            f"There is no checkpoint in '{args.output_dir}' to resume from. Leave `--resume_from_checkpoint` out to "
+            "start anew."
+        )
+    return newest
