@@ -23,7 +23,9 @@ MARGIN = 8
 """Distance from a card to the border of its cell."""
 SIDE = GRID * CELL
 """Side of a scene in original pixels."""
-_HATCH_INSET = 10
+MAX_PIXELS, MIN_PIXELS = 84 * 84, 56 * 56
+"""Pixel budget of the task: a scene is seen as 3x3 visual tokens, and so is the crop of a cell."""
+_HATCH_INSET = 12
 _BLOTCH = 4
 
 COLOURS = {
@@ -115,22 +117,27 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _card_pixels(card: Card, rng: np.random.Generator) -> np.ndarray:
-    """The card's colour, in the middle times a hatch whose mean is the same for every kind; (96, 96, 3) bytes."""
+    """A frame in the card's colour around a paler plate with the hatch; (96, 96, 3) bytes."""
     side = CELL - 2 * MARGIN
-    pixels = np.tile(np.array(COLOURS[card.colour], dtype=float), (side, side, 1))
+    colour = np.array(COLOURS[card.colour], dtype=float)
+    pixels = np.tile(colour, (side, side, 1))
     inner = slice(_HATCH_INSET, side - _HATCH_INSET)
-    wave = _hatch(HATCHES[card.hatch], side - 2 * _HATCH_INSET, rng.uniform(0, 2 * np.pi))
-    pixels[inner, inner] *= (0.6 + 0.4 * wave)[:, :, None]
+    lines = _hatch(HATCHES[card.hatch], side - 2 * _HATCH_INSET, int(rng.integers(4)))
+    pixels[inner, inner] = 0.5 * colour + 64 + 85 * lines[:, :, None]
     blotches = _enlarge(rng.normal(0, 12.0, (side // _BLOTCH, side // _BLOTCH, 1)))
     return _to_bytes(pixels + blotches + rng.normal(0, 8.0, (side, side, 1)))
 
 
-def _hatch(kind: str, side: int, phase: float) -> np.ndarray:
-    """Waves between -1 and 1 of shape (side, side): period 4 along an axis, 3 where they are diagonal."""
+def _hatch(kind: str, side: int, phase: int) -> np.ndarray:
+    """
+    Lines two pixels wide, -1 and 1 in turn, of shape (side, side). Their period of 4 is what one pixel of the view
+    covers, so that resampling leaves their mean alone, and that is the same for every kind.
+    """
     y, x = np.mgrid[:side, :side]
-    if kind in HATCHES[:2]:
-        return np.cos(2 * np.pi / 4 * (x if kind == "vertical lines" else y) + phase)
-    return np.cos(2 * np.pi / 3 * (x + y if kind == "rising lines" else x - y) + phase)
+    along = {"vertical lines": x, "horizontal lines": y, "rising lines": x + y, "falling lines": x - y}[kind]
+    edge = np.minimum(np.arange(side) + 0.5, side - 0.5 - np.arange(side))
+    fade = np.sin(np.pi / 2 * np.minimum(edge / 5, 1)) ** 2
+    return np.where((along + phase) % 4 < 2, -1.0, 1.0) * fade * fade[:, None]
 
 
 def _enlarge(small: np.ndarray) -> np.ndarray:

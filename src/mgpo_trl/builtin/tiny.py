@@ -13,11 +13,10 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from mgpo_trl.builtin.scenes import MAX_PIXELS, MIN_PIXELS
 from mgpo_trl.builtin.tokenizer import build_tokenizer
 from mgpo_trl.prompts import PromptTemplate
 
-MAX_PIXELS, MIN_PIXELS = 84 * 84, 56 * 56
-"""Pixel budget of the built-in task: a scene is seen as 3x3 visual tokens, and so is the crop of a card."""
 INITIALIZER_RANGE = {"needle": 0.05, "refer": 0.09}
 """Spread of the initial weights by level."""
 

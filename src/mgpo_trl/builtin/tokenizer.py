@@ -23,8 +23,8 @@ SPECIAL = (PAD, "<|im_start|>", EOS, "<|vision_start|>", "<|vision_end|>", "<|im
 MAX_COORDINATE = 112
 BOX_LABEL = "card"
 """Label of every box in the warm start."""
-DETECT = "List the boxes of all cards."
-"""Instruction that only the warm start uses."""
+DETECT, READ = "Where is the card?", "Read the card."
+"""Instructions that only the warm start uses."""
 
 
 def answer_text(hatch: int) -> str:
@@ -72,12 +72,12 @@ def vocabulary_words(template: PromptTemplate) -> list[str]:
     """All words in a fixed order: chat scaffold, template sentences, questions, choices, boxes, answers."""
     scaffold = ["system\n", "user\n", "assistant\n", "\n", "You are a helpful assistant."]
     statuses = [status.value.replace("_", " ") for status in BoxStatus]
-    questions = ["What is on the ", *COLOURS, " card?", "What is on the card?", DETECT]
+    questions = ["What is on the ", *COLOURS, " card?", "What is on the card?", DETECT, READ]
     choices = [*(f"\n({letter}) " for letter in LETTERS), *(f"({letter}) " for letter in LETTERS), *HATCHES]
     box = re.split(r"(?<=[\[ ])\d+", format_box((0, 0, 28, 28), (84, 84), "absolute", BOX_LABEL))
     numbers = [str(number) for number in range(MAX_COORDINATE + 1)]
     answers = [*re.split(f"{HATCHES[0]}|(?<={{)[A-D]", answer_text(0)), *LETTERS]
-    parts = [*scaffold, *_sentences(template), *statuses, *questions, *choices, *box, ", {", *numbers, *answers]
+    parts = [*scaffold, *_sentences(template), *statuses, *questions, *choices, *box, *numbers, *answers]
     return [part for part in dict.fromkeys(parts) if part]
 
 
