@@ -222,6 +222,15 @@ def test_a_missing_image_raises_too(chat):
         chat.check_image_tokens(ids, [], "a")
 
 
+def test_a_literal_video_token_raises_and_names_the_sample(chat):
+    messages = PromptTemplate().first_messages("What is <|video_pad|>?", None, 2)
+    view = noise(56, 56)
+    with pytest.raises(
+        ValueError, match=r"Sample 'row-7' holds a video placeholder.*'<\|video_pad\|>' in its question"
+    ):
+        chat.check_image_tokens(chat.prompt_ids(messages, [view]), [view], "row-7")
+
+
 def test_no_vision_token_may_be_sampled(tiny_dir, processor):
     names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     expected = sorted(processor.tokenizer.convert_tokens_to_ids(names))

@@ -132,8 +132,13 @@ class VisionChat:
         Compare placeholders with image features.
 
         Raises:
-            ValueError: The numbers differ; the message names the sample.
+            ValueError: The numbers differ, or there is a video placeholder; the message names the sample.
         """
+        if getattr(self.processor, "video_token_id", None) in ids:
+            raise ValueError(
+                f"Sample {name!r} holds a video placeholder token, and there are no videos. Look for "
+                f"{self.processor.video_token!r} in its question or choices."
+            )
         placeholders = sum(self.token_types(ids))
         features = sum(self.image_tokens(image) for image in images)
         if placeholders != features:
