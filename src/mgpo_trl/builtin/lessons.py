@@ -2,8 +2,8 @@
 Supervised samples of the warm start, made of the very ids that a rollout of the trainer has.
 
 A [`Sample`] is a sequence of ids with a weight for each id that is to be predicted, and its images. A sequence may
-branch: tokens of segment 0 are the trunk that every branch sees, tokens of segment 1, 2, ... see the trunk and their own
-branch, and the positions of every branch restart where the trunk ends, as if it were alone::
+branch: tokens of segment 0 are the trunk that every branch sees, tokens of segment 1, 2, ... see the trunk and their
+own branch, and the positions of every branch restart where the trunk ends, as if it were alone::
 
     ids       T T T | a a a | b b
     segments  0 0 0 | 1 1 1 | 2 2
@@ -118,8 +118,8 @@ class Lessons:
 
     def dialogue(self, item: Item, cell: int, rng: np.random.Generator, box_weight: float = 1.0) -> Sample:
         """
-        The two-round conversation with a box around `cell`; the answer is a guess unless the crop shows the card. With a
-        `box_weight` of 0 the box is given rather than taught.
+        The two-round conversation with a box around `cell`; the answer is a guess unless the crop shows the card. With
+        a `box_weight` of 0 the box is given rather than taught.
         """
         sample = self._view_sample(item, self._grounding(item)).add(*self._box(cell, box_weight, box_weight))
         crop = self.crop(item.scene, cell)

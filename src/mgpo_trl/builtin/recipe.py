@@ -100,8 +100,6 @@ class Recipe:
             "max_completion_length": 16,
             "gradient_checkpointing": False,
             "bf16": False,
-            "logging_steps": 5,
-            "report_to": "none",
             "output_dir": "outputs/builtin",
             "logging_steps": 5,
             "save_strategy": "no",
@@ -115,11 +113,11 @@ class Recipe:
 
 RECIPES = {
     "needle": Recipe(
-        "needle", summary="find the one card in a noisy scene, zoom in, and read the hatch that the view does not show."
+        "needle", summary="find the one card, zoom in, and read the hatch that the view does not show."
     ),
     "refer": Recipe(
         "refer",
-        summary="find the card of the colour that is asked for, zoom in, and read the hatch that the view does not show.",
+        summary="find the card of the asked colour, zoom in, and read the hatch that the view does not show.",
         eval_temperature=1.0,
         warm_start=WarmStartRecipe(
             weight_decay=0.1,
