@@ -76,7 +76,7 @@ def _last_box(record: dict) -> dict | None:
 def _view_with_boxes(image: Image.Image, record: dict, box: dict | None) -> Image.Image:
     """The image at the resolution of the view, enlarged without smoothing: no clearer than what the model saw."""
     view = image.resize(tuple(record["view_size"]), Image.Resampling.BICUBIC)
-    cell = _letterbox(view, Image.Resampling.NEAREST)
+    cell = _letterbox(view, Image.Resampling.NEAREST, image.size)  # the view's own aspect ratio is rounded
     draw = ImageDraw.Draw(cell)
     for target in record["target_boxes"] or []:
         _outline(draw, _to_cell(target, image.size), TARGET, dashed=True)
@@ -114,9 +114,11 @@ def _is_right(record: dict) -> bool:
     return judge(record["turns"][-1]["text"], record["answer"], record["choices"])
 
 
-def _letterbox(image: Image.Image, resample: Image.Resampling) -> Image.Image:
-    scale = CELL / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+def _letterbox(image: Image.Image, resample: Image.Resampling, shape: tuple[int, int] | None = None) -> Image.Image:
+    """The image in a white square cell, with the aspect ratio of `shape`, else its own."""
+    shape = shape or image.size
+    scale = CELL / max(shape)
+    size = tuple(max(1, round(side * scale)) for side in shape)
     cell = Image.new("RGB", (CELL, CELL), "white")
     cell.paste(image.resize(size, resample), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
     return cell

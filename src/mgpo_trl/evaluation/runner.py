@@ -12,7 +12,7 @@ from ..data import LoadedRows
 from ..generation import ModelGenerator, load_for_inference
 from ..processing import parse_pixels
 from ..prompts import PROTOCOL_VERSION, load_prompts
-from ..records import RolloutWriter, run_record, write_run
+from ..records import RolloutWriter, run_record, seen_ids, write_run
 from ..rollout import Generate, RoundTemplate, run_rounds, start_rollouts
 from .arguments import EvalArguments
 from .report import rescore
@@ -37,7 +37,8 @@ def run_evaluation(args: EvalArguments, rows: LoadedRows) -> dict[str, Any]:
     """
     conversation = resolve_conversation(args)
     _write_record(args, conversation, rows)
-    model, processor = load_for_inference(args.adapter or args.model, args.model, args.dtype, args.device)
+    base_model = args.model if args.adapter else None
+    model, processor = load_for_inference(args.adapter or args.model, base_model, args.dtype, args.device)
     template = conversation.template(processor, model.config.model_type, _end_ids(model))
     generate = ModelGenerator(model, template.chat, conversation.token_budgets, args.temperature, args.top_p)
     with RolloutWriter(f"{args.output_dir}/rollouts.jsonl") as writer:
@@ -86,7 +87,13 @@ def resolve_conversation(args: EvalArguments) -> Conversation:
         changes["prompts"] = load_prompts(args.prompts_file)
     if args.token_budgets is not None:
         changes["token_budgets"] = _checked_budgets(args.token_budgets, conversation.num_rounds)
-    return replace(conversation, **changes)
+    conversation = replace(conversation, **changes)
+    if conversation.min_pixels > conversation.max_pixels:
+        raise ValueError(
+            f"`min_pixels` ({conversation.min_pixels}) is above `max_pixels` ({conversation.max_pixels}). Lower it or "
+            "raise the cap."
+        )
+    return conversation
 
 
 def load_conversation(path: str) -> Conversation:
@@ -122,7 +129,9 @@ def _write_record(args: EvalArguments, conversation: Conversation, rows: LoadedR
         n_expected=len(rows.dataset),
         bad_rows=rows.bad_rows,
     )
-    write_run(args.output_dir, record, ignore=["config.device", "config.output_dir"])
+    # A start that failed before its first rollout does not bind the directory to its options.
+    nothing_yet = not seen_ids(args.output_dir)
+    write_run(args.output_dir, record, ignore=["config.device", "config.output_dir"], overwrite=nothing_yet)
 
 
 def _unseen_batches(dataset, batch_size: int, seen) -> Iterator[tuple[int, list[dict]]]:
