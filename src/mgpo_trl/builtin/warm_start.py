@@ -24,7 +24,7 @@ from mgpo_trl.builtin.batch import Collator, token_losses, weighted_mean
 from mgpo_trl.builtin.lessons import Item, Lessons, Sample
 from mgpo_trl.builtin.recipe import RECIPES, WarmStartRecipe
 from mgpo_trl.builtin.scenes import GRID, HATCHES
-from mgpo_trl.builtin.tiny import MAX_PIXELS, MIN_PIXELS, build_tiny
+from mgpo_trl.builtin.tiny import MAX_PIXELS, MIN_PIXELS, build_tiny, register_processor
 from mgpo_trl.processing import VisionChat
 from mgpo_trl.prompts import PromptTemplate
 
@@ -67,6 +67,7 @@ def warm_start(
     Returns:
         [`WarmStart`]: The directory, and how long it took to make.
     """
+    register_processor()
     recipe = recipe or RECIPES[level].warm_start
     template = template or PromptTemplate()
     root = Path(cache_dir) if cache_dir else default_cache_dir()
