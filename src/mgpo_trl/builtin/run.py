@@ -5,6 +5,8 @@ import shutil
 import time
 from pathlib import Path
 
+from transformers import ProgressCallback
+
 from ..conversation import Conversation
 from ..evaluation.report import rescore
 from ..evaluation.runner import play_batches
@@ -14,6 +16,7 @@ from ..prompts import PROTOCOL_VERSION
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
 from ..viewer import Scene, draw_comparison
 from .loading import builtin_level, load_builtin
+from .progress import ShortProgress
 from .recipe import RECIPES
 from .warm_start import warm_start
 
@@ -50,6 +53,8 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     train = load_builtin(script_args.dataset_name, "train", args.seed, script_args.limit)
     heldout = load_builtin(script_args.dataset_name, "heldout", args.seed)
     trainer = build_trainer(script_args, args, model_args, train, None)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ShortProgress)
 
     base = _heldout_report(trainer, heldout.dataset, "base", recipe.eval_temperature)
     train_started = time.perf_counter()
