@@ -281,16 +281,14 @@ class MGPOTrainer(GRPOTrainer):
     def _log_turns(self, inputs) -> None:
         """Entropy, KL and clipped share of each round's tokens, over all processes."""
         logps, entropies = self._loss_outputs
+        old_logps = inputs.get("old_per_token_logps")
+        old_logps = logps if old_logps is None else old_logps
         values = {"entropy": entropies}
         if self.beta != 0.0:
-            values["kl"] = kl_to_reference(logps, inputs["ref_per_token_logps"])
-        old_logps = inputs.get("old_per_token_logps")
+            ratio = torch.exp(logps - old_logps) if self.args.use_bias_correction_kl else 1.0  # as in TRL's own `kl`
+            values["kl"] = ratio * kl_to_reference(logps, inputs["ref_per_token_logps"])
         values["clip_ratio"] = is_clipped(
-            logps,
-            logps if old_logps is None else old_logps,
-            inputs["advantages"].unsqueeze(1),
-            self.epsilon_low,
-            self.epsilon_high,
+            logps, old_logps, inputs["advantages"].unsqueeze(1), self.epsilon_low, self.epsilon_high
         )
         sums = torch.stack([sums_by_turn(v, inputs["turn_ids"], self.args.num_rounds) for v in values.values()])
         totals = self.accelerator.reduce(sums, reduction="sum")
@@ -318,17 +316,26 @@ class MGPOTrainer(GRPOTrainer):
         self.conversation.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._load_full_weights(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if not self._load_full_weights(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_full_weights(self, directory: str, model) -> bool:
         """
         Full weights of a vision-language model are saved under the Hub's names, which are not the live model's:
-        Trainer would match none of them and go on with fresh weights. `from_pretrained` translates the names.
+        Trainer would match none of them and go on with the weights at hand. `from_pretrained` translates the names.
+        Adapters, DeepSpeed and FSDP are left to Trainer (`False`).
         """
-        model = self.model if model is None else model
         names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-        has_weights = any(os.path.isfile(os.path.join(resume_from_checkpoint, name)) for name in names)
+        has_weights = any(os.path.isfile(os.path.join(directory, name)) for name in names)
         if not has_weights or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            return False
+        saved = type(model).from_pretrained(directory, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
+        return True
 
 
 def _crop_tool() -> None:
