@@ -18,6 +18,7 @@ from .mgpo_config import MGPOConfig
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
+from .samplers import EpochSampler
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -309,6 +310,10 @@ class MGPOTrainer(GRPOTrainer):
                 self._metrics[mode][name].append(total / count)
 
     # Checkpoints
+
+    def _get_train_sampler(self, dataset=None):
+        """A resumed run goes on with the rows that its epoch has left."""
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _save(self, output_dir=None, state_dict=None):
         """Every saved model carries its conversation, so that evaluation and inference ask it as it was trained."""

@@ -1,0 +1,140 @@
+"""A run that was stopped and resumed ends with the weights of a run that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerCallback
+from trl import GRPOTrainer
+
+OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "weight_decay": 0.1, "shuffle_dataset": True}
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def different(one, other):
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def lora():
+    return {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.01])
+@pytest.mark.parametrize("adapter", [False, True], ids=["full weights", "LoRA"])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(make_trainer, tmp_path, adapter, beta):
+    options = {**OPTIONS, "beta": beta}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), kwargs=lora() if adapter else {}, **options)
+    start = weights(whole.model)
+    whole.train()
+    resumed = make_trainer(output_dir=str(tmp_path / "resumed"), kwargs=lora() if adapter else {}, **options)
+    assert not different(start, weights(resumed.model))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    assert different(start, weights(whole.model)) and not different(weights(whole.model), weights(resumed.model))
+    logs = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, resumed)]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]] and len(logs[0]) == 4
+
+
+def test_every_epoch_has_an_order_of_its_own_and_a_resumed_run_keeps_it(make_trainer, tmp_path):
+    """Two questions a step, two steps an epoch: every epoch asks each row once, before and after the interruption."""
+    asked = []
+
+    def reward(completions, id, **kwargs):
+        asked.append(id[::2])
+        return [float(number % 2) for number in range(len(id))]
+
+    options = {"reward": reward, "save_strategy": "steps", "save_steps": 1, "max_steps": 8, "save_only_model": False}
+    make_trainer(**options).train()
+    epochs = [asked[number] + asked[number + 1] for number in range(0, 8, 2)]
+    assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(map(tuple, epochs))) > 1
+    whole = list(asked)
+    for step in (2, 3, 5):
+        asked.clear()
+        make_trainer(**{**options, "save_strategy": "no"}).train(
+            resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}")
+        )
+        assert asked == whole[step:]
+
+
+def test_loading_restores_the_weights_of_the_checkpoint(make_trainer, tmp_path):
+    make_trainer(**{**OPTIONS, "max_steps": 2}).train()
+    directory = tmp_path / "run" / "checkpoint-2"
+    saved = weights(AutoModelForImageTextToText.from_pretrained(directory))
+    fresh = make_trainer(**OPTIONS)
+    assert different(saved, weights(fresh.model))
+    GRPOTrainer._load_from_checkpoint(fresh, str(directory))
+    assert different(saved, weights(fresh.model)), "Trainer loads these checkpoints by itself now: drop our override."
+    fresh._load_from_checkpoint(str(directory))
+    assert not different(saved, weights(fresh.model))
+    assert fresh.model.lm_head.weight is fresh.model.get_input_embeddings().weight  # still tied
+
+
+def test_a_checkpoint_carries_what_the_model_needs(make_trainer, tmp_path):
+    from transformers import AutoProcessor
+
+    from mgpo_trl.conversation import Conversation
+
+    trainer = make_trainer(**{**OPTIONS, "max_steps": 2})
+    trainer.train()
+    directory = tmp_path / "run" / "checkpoint-2"
+    size = AutoProcessor.from_pretrained(directory).image_processor.size
+    assert (size["longest_edge"], size["shortest_edge"]) == (84 * 84, 56 * 56)
+    assert Conversation.load(directory) == trainer.conversation
+    assert "MGPO" in (tmp_path / "run" / "README.md").read_text()
+    trainer.save_model(str(tmp_path / "final"))
+    assert not different(
+        weights(trainer.model), weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "final"))
+    )
+
+
+class Kill(TrainerCallback):
+    """End the process the hard way in the middle of a step: after the gradient, before the update."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(directory, tiny_dir, *, kill, resume):
+    """Train in this process: `python tests/test_resume.py DIRECTORY MODEL kill`."""
+    from conftest import parity_reward
+
+    from mgpo_trl import MGPOConfig, MGPOTrainer
+    from mgpo_trl.builtin.needle import make_dataset
+    from mgpo_trl.builtin.tiny import register_processor
+
+    register_processor()
+    args = MGPOConfig(
+        output_dir=directory, max_pixels=84 * 84, min_pixels=56 * 56, round_token_budgets=[10, 4], num_generations=2,
+        per_device_train_batch_size=4, gradient_checkpointing=False, beta=0.0, learning_rate=1e-3, report_to="none",
+        disable_tqdm=True, logging_strategy="no", **OPTIONS,
+    )  # fmt: skip
+    rows = make_dataset("refer", "train", 4, seed=0)
+    trainer = MGPOTrainer(str(tiny_dir), parity_reward, args, rows, callbacks=[Kill()] if kill else [])
+    trainer.train(resume_from_checkpoint=resume)
+
+
+def test_a_run_killed_in_the_middle_of_a_step_resumes(tiny_dir, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, __file__, str(tmp_path / "killed"), str(tiny_dir)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    run(str(tmp_path / "killed"), tiny_dir, kill=False, resume=True)
+    run(str(tmp_path / "whole"), tiny_dir, kill=False, resume=None)
+    both = [load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("killed", "whole")]
+    assert not different(*both)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], kill=True, resume=None)
