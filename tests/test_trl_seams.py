@@ -1,0 +1,159 @@
+"""
+What `MGPOTrainer` overrides or relies on in TRL. A failure here after an upgrade names the seam that moved: read TRL's
+change, adapt `mgpo_trainer.py`, then this file.
+"""
+
+import inspect
+import re
+
+import pytest
+import trl
+from packaging.version import Version
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
+
+from mgpo_trl import MGPOConfig, MGPOTrainer
+from mgpo_trl.round_options import RoundOptions
+
+SIGNATURES = {
+    "_generate_and_score_completions": ["inputs"],
+    "_tokenize_prompts": ["prompts"],
+    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+    "_generate": ["prompts"],
+    "_tool_call_loop": [
+        "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields",
+    ],
+    "_compute_loss": ["model", "inputs"],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+    "_get_train_sampler": ["dataset"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_best_model": [],
+    "_save": ["output_dir", "state_dict"],
+}  # fmt: skip
+LOGPS = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+LOGPS_IMAGES = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}
+
+
+def parameters(function):
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def source(function):
+    """Source with every run of blanks as one, so that a reformatting is no change."""
+    return re.sub(r"\s+", " ", inspect.getsource(function))
+
+
+def test_the_version_is_the_pinned_one():
+    assert Version("1.16") <= Version(trl.__version__) < Version("1.17")
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    assert parameters(getattr(GRPOTrainer, name)) == SIGNATURES[name], f"GRPOTrainer.{name} changed its parameters"
+
+
+def test_our_overrides_take_what_theirs_take():
+    ours = [name for name in SIGNATURES if name in vars(MGPOTrainer)]
+    assert set(SIGNATURES) - set(ours) == {"_calculate_rewards"}
+    for name in ours:
+        assert parameters(vars(MGPOTrainer)[name]) == SIGNATURES[name], name
+
+
+def test_every_private_override_is_listed_here():
+    inherited = {name for name in vars(MGPOTrainer) if name.startswith("_") and hasattr(GRPOTrainer, name)}
+    dunder = {name for name in inherited if name.startswith("__")}
+    known = {*SIGNATURES, "_get_per_token_logps_and_entropies", "_tag_names", "_name", "_paper"}
+    assert inherited - dunder - {"_abc_impl"} <= known
+
+
+def test_the_log_probability_pass():
+    names = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert names[: len(LOGPS)] == LOGPS and LOGPS_IMAGES <= set(names)
+    text = source(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert "return logps, entropies, aux_loss" in text
+    assert "compute_entropy=True" in source(GRPOTrainer._compute_loss), "the loss pass no longer asks for the entropy"
+
+
+def test_generation_hands_over_what_we_return():
+    text = source(GRPOTrainer._generate)
+    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in text
+    order = "( tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images, )"
+    assert f"{order} = self._tool_call_loop(" in text, "the tuple of _tool_call_loop changed"
+    result = "prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images"
+    assert f"return {result}" in text, "the tuple of _generate changed"
+    assert "return completion_ids, logprobs" in source(GRPOTrainer._generate_single_turn)
+    for name in ("tools/call_frequency", "tools/failure_frequency"):
+        assert name in text, f"the metric {name}, which we remove, has another name"
+
+
+def test_images_of_later_turns_become_tensors():
+    text = source(GRPOTrainer._generate_and_score_completions)
+    assert "if self.tools and any(imgs for imgs in tool_images) and self._is_vlm:" in text
+    assert "images = [(existing or []) + new for existing, new in zip(images, tool_images" in source(
+        GRPOTrainer._generate
+    )
+    for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images", "tool_mask", "advantages"):
+        assert f'"{key}"' in text, f"the batch no longer has {key}"
+
+
+def test_the_loss_reads_the_mask_that_we_put_there():
+    text = source(GRPOTrainer._compute_loss)
+    assert 'completion_mask * inputs["tool_mask"]' in text
+    assert 'inputs["num_items_in_batch"]' in text and 'inputs.get("old_per_token_logps")' in text
+    assert "self.max_completion_length" in text, "the normaliser of dr_grpo moved"
+
+
+def test_reward_functions_receive_the_extra_fields():
+    text = source(GRPOTrainer._generate_and_score_completions)
+    assert "inp[key] = values[i]" in text
+    assert 'key not in ["prompt", "completion", "completion_ids"]' in source(GRPOTrainer._calculate_rewards)
+
+
+def test_the_batch_travels_whole():
+    """Extra tensors of shape (B, ...) are shuffled and split with the rest."""
+    text = source(GRPOTrainer._prepare_inputs)
+    for function in (split_pixel_values_by_grid, shuffle_sequence_dict, split_tensor_dict):
+        assert f"{function.__name__}(" in text
+
+
+def test_attributes_that_we_set_after_init():
+    text = source(GRPOTrainer.__init__)
+    names = ["tools", "mask_truncated_completions", "max_completion_length", "eos_token_ids", "generation_kwargs"]
+    for name in [*names, "generation_config", "vllm_generation", "epsilon_low", "epsilon_high", "beta", "use_vllm"]:
+        assert f"self.{name} =" in text, f"GRPOTrainer no longer sets {name}"
+    assert 'generation_kwargs["suppress_tokens"]' in text
+
+
+def test_the_sampler_that_we_wrap():
+    assert {"generator", "seed", "shuffle"} <= set(vars(RepeatSampler([0], 1, seed=3)))
+    assert isinstance(GRPOTrainer._get_train_sampler, type(test_signatures))
+    assert parameters(RepeatSampler) == [
+        "data_source",
+        "mini_repeat_count",
+        "batch_size",
+        "repeat_count",
+        "shuffle",
+        "seed",
+    ]
+
+
+def test_the_model_card_reads_our_names():
+    text = source(grpo_trainer._BaseTrainer.create_model_card)
+    for name in ("_name", "_paper", "_tag_names"):
+        assert f"self.{name}" in text, f"the model card no longer reads {name}"
+
+
+def test_full_weights_are_loaded_where_we_step_in():
+    assert "_load_from_checkpoint(resume_from_checkpoint" in source(Trainer)
+    assert "self._load_best_model()" in source(Trainer)
+
+
+def test_the_config_still_has_what_ours_builds_on():
+    theirs = set(GRPOConfig.__dataclass_fields__)
+    needed = {"beta", "max_completion_length", "lr_scheduler_type", "mask_truncated_completions", "num_generations"}
+    assert needed | {"generation_batch_size", "use_bias_correction_kl"} <= theirs
+    ours = set(RoundOptions.__dataclass_fields__) | set(vars(MGPOConfig)["__annotations__"])
+    shared = {"beta", "max_completion_length", "lr_scheduler_type"}
+    assert ours & theirs == shared, "TRL has an option of the same name as one of ours now"
