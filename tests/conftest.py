@@ -1,5 +1,6 @@
 """Shared by every test: one thread, no network, one tiny model on disk, a few rows."""
 
+import gc
 import io
 import os
 import random
@@ -35,8 +36,19 @@ def parity_reward(completions, **kwargs):
     return [float(number % 2) for number in range(len(completions))]
 
 
+@pytest.fixture(scope="session")
+def quick_collection():
+    """Every training ends with a full garbage collection: leave out the half million objects of the libraries."""
+    import mgpo_trl.mgpo_trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
-def make_trainer(tiny_dir, rows, tmp_path):
+def make_trainer(tiny_dir, rows, tmp_path, quick_collection):
     """Build an `MGPOTrainer` on the tiny model; keyword arguments are options of `MGPOConfig`."""
     from mgpo_trl import MGPOConfig, MGPOTrainer
 

@@ -29,8 +29,7 @@ def lora():
     return {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.01])
-@pytest.mark.parametrize("adapter", [False, True], ids=["full weights", "LoRA"])
+@pytest.mark.parametrize("adapter, beta", [(False, 0.0), (False, 0.01), (True, 0.01)])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(make_trainer, tmp_path, adapter, beta):
     options = {**OPTIONS, "beta": beta}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), kwargs=lora() if adapter else {}, **options)
@@ -53,12 +52,12 @@ def test_every_epoch_has_an_order_of_its_own_and_a_resumed_run_keeps_it(make_tra
         asked.append(id[::2])
         return [float(number % 2) for number in range(len(id))]
 
-    options = {"reward": reward, "save_strategy": "steps", "save_steps": 1, "max_steps": 8, "save_only_model": False}
+    options = {"reward": reward, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
     make_trainer(**options).train()
-    epochs = [asked[number] + asked[number + 1] for number in range(0, 8, 2)]
+    epochs = [asked[number] + asked[number + 1] for number in range(0, 6, 2)]
     assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(map(tuple, epochs))) > 1
     whole = list(asked)
-    for step in (2, 3, 5):
+    for step in (2, 3):
         asked.clear()
         make_trainer(**{**options, "save_strategy": "no"}).train(
             resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}")
