@@ -1,16 +1,9 @@
 """A run that was stopped and resumed ends with the weights of a run that was not."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers import AutoModelForImageTextToText
 from trl import GRPOTrainer
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "weight_decay": 0.1, "shuffle_dataset": True}
@@ -94,46 +87,3 @@ def test_a_checkpoint_carries_what_the_model_needs(make_trainer, tmp_path):
     assert not different(
         weights(trainer.model), weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "final"))
     )
-
-
-class Kill(TrainerCallback):
-    """End the process the hard way in the middle of a step: after the gradient, before the update."""
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def run(directory, tiny_dir, *, kill, resume):
-    """Train in this process: `python tests/test_resume.py DIRECTORY MODEL kill`."""
-    from conftest import parity_reward
-
-    from mgpo_trl import MGPOConfig, MGPOTrainer
-    from mgpo_trl.builtin.needle import make_dataset
-    from mgpo_trl.builtin.tiny import register_processor
-
-    register_processor()
-    args = MGPOConfig(
-        output_dir=directory, max_pixels=84 * 84, min_pixels=56 * 56, round_token_budgets=[10, 4], num_generations=2,
-        per_device_train_batch_size=4, gradient_checkpointing=False, beta=0.0, learning_rate=1e-3, report_to="none",
-        disable_tqdm=True, logging_strategy="no", **OPTIONS,
-    )  # fmt: skip
-    rows = make_dataset("refer", "train", 4, seed=0)
-    trainer = MGPOTrainer(str(tiny_dir), parity_reward, args, rows, callbacks=[Kill()] if kill else [])
-    trainer.train(resume_from_checkpoint=resume)
-
-
-def test_a_run_killed_in_the_middle_of_a_step_resumes(tiny_dir, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, __file__, str(tmp_path / "killed"), str(tiny_dir)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
-    run(str(tmp_path / "killed"), tiny_dir, kill=False, resume=True)
-    run(str(tmp_path / "whole"), tiny_dir, kill=False, resume=None)
-    both = [load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("killed", "whole")]
-    assert not different(*both)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], kill=True, resume=None)
