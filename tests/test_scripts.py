@@ -186,8 +186,10 @@ def test_a_reward_that_does_not_exist_is_named(name):
 )
 def test_resume_point(wanted, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for step in (9, 20):
+    for step, state in ((9, "{}"), (20, "{}"), (100, None), (110, '{"epoch')):  # the last two: killed while saving
         (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+        if state is not None:
+            (tmp_path / f"run/checkpoint-{step}/trainer_state.json").write_text(state)
     args = MGPOConfig("run", resume_from_checkpoint=wanted)
     assert scripts.resume_point(args) == expected
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
@@ -192,8 +193,10 @@ def build_trainer(
     """
     from trl import get_peft_config, get_quantization_config
 
+    from .builtin.tiny import register_processor
     from .mgpo_trainer import MGPOTrainer
 
+    register_processor()  # a model that the built-in run saved may be trained on
     if model_args.model_name_or_path is None:
         raise ValueError("No model was named. Give `--model_name_or_path`, for example Qwen/Qwen2.5-VL-3B-Instruct.")
     resume_point(args)
@@ -241,13 +244,11 @@ def write_training_record(script_args: MGPOScriptArguments, args, model_args, ba
 def resume_point(args) -> str | None:
     """
     The checkpoint that `--resume_from_checkpoint` names: a directory, or `true` / `latest` for the newest one in the
-    output directory.
+    output directory that is whole.
 
     Raises:
         ValueError: There is no such checkpoint.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() in ("false", "none", "no"):
         return None
@@ -255,10 +256,28 @@ def resume_point(args) -> str | None:
         if not os.path.isdir(wanted):
             raise ValueError(f"There is no checkpoint '{wanted}' to resume from. Give a directory, or `true`.")
         return wanted
-    newest = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    if newest is None:
+    whole = _whole_checkpoints(args.output_dir)
+    if not whole:
         raise ValueError(
             f"There is no checkpoint in '{args.output_dir}' to resume from. Leave `--resume_from_checkpoint` out to "
             "start anew."
         )
-    return newest
+    return whole[-1]
+
+
+def _whole_checkpoints(output_dir: str) -> list[str]:
+    """Oldest first. The state is what Trainer writes last: where it is missing, the run was killed while saving."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if step.isdigit() and _is_json(path / "trainer_state.json"):
+            found.append((int(step), str(path)))
+    return [path for _, path in sorted(found)]
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
