@@ -41,7 +41,7 @@ class WarmStartRecipe:
     """Share of two-round dialogues whose box is the card, but is read only: they teach to answer, not to point."""
     target_share: float = 0.2
     """Share of two-round dialogues that teach the box of the card."""
-    centre_share: float = 0.2
+    centre_share: float = 0.3
     """Share that teach the centre, a habit that keeps the greedy hit rate low; the rest teach a uniform cell."""
     scenes: int = 1500
     """Training scenes."""
