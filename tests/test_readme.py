@@ -102,7 +102,8 @@ def test_make_train_runs(workplace, tmp_path):
     fill_cache(cache)
     (workplace / ".venv").mkdir()
     (workplace / ".venv" / ".ready").touch()
-    short = "--max_steps 2 --limit 8 --max_completion_length 2 --per_device_train_batch_size 16 --reward_funcs commands.every_second_is_right"
+    short = "--max_steps 2 --limit 8 --max_completion_length 2 --per_device_train_batch_size 16"
+    short += " --reward_funcs commands.every_second_is_right"
     plan = subprocess.run(
         ["make", "--dry-run", "train", f"ARGS={short}"], cwd=workplace, capture_output=True, text=True, check=True
     )
@@ -121,6 +122,7 @@ def test_make_train_runs(workplace, tmp_path):
     for part in ("base", "trained"):
         assert {"accuracy", "accuracy_stderr", "hit_rate", "valid_ratio"} <= set(result[part])
     assert {"warm_start", "train", "total"} <= set(result["seconds"])
+    assert result["seconds"]["warm_start_cached"], "the filled cache was not found, and the real warm start ran"
     assert (workplace / "outputs/builtin/before_after.png").read_bytes().startswith(b"\x89PNG")
     for word in ("accuracy", "hit rate", "valid boxes", "+-"):  # the figures with their standard errors
         assert word in said
@@ -128,11 +130,12 @@ def test_make_train_runs(workplace, tmp_path):
 
 def fill_cache(cache):
     """Put a model where the warm start of the default run looks for its result."""
+    seed = scripts.parse_training([])[1].seed
     with pytest.MonkeyPatch.context() as patch:
         short = shorten_builtin(patch, cache)["refer"].warm_start
-        made = warming.warm_start("refer", 0, recipe=short).model_dir
+        made = warming.warm_start("refer", seed, recipe=short).model_dir
     full = RECIPES["refer"].warm_start
-    name = f"refer-seed0-{warming._fingerprint('refer', 0, full, PromptTemplate())}"
+    name = f"refer-seed{seed}-{warming._fingerprint('refer', seed, full, PromptTemplate())}"
     shutil.move(made, made.parent / name)
 
 
@@ -181,7 +184,7 @@ def run_short(words, tiny_dir):
 
 
 def test_the_commands_run_one_after_the_other(short_task, my_data, tiny_dir, workplace):
-    """In the order of the README, each on what those before it left behind; `make train` by its twin in this process."""
+    """In the order of the README, each on what those before it left behind; `make train` in this process."""
     load_script("train").main(SMALL_BATCH)
     for words in COMMANDS:
         if kind_of(words) == "make":
