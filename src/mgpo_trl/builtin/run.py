@@ -44,15 +44,16 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     started = time.perf_counter()
     level = builtin_level(script_args.dataset_name)
     recipe = RECIPES[level]
-    logger.info(
-        "No dataset was named: training a small model on the built-in task '%s': %s", level, recipe.summary
-    )
+    logger.info("Training a small model on the built-in task '%s': %s", level, recipe.summary)
     with args.main_process_first(local=False, desc="warm start"):
         warm = warm_start(level, args.seed)
     model_args.model_name_or_path = str(warm.model_dir)
     train = load_builtin(script_args.dataset_name, "train", args.seed, script_args.limit)
     heldout = load_builtin(script_args.dataset_name, "heldout", args.seed)
-    trainer = build_trainer(script_args, args, model_args, train, None)
+    if 0 < args.max_steps <= args.warmup_steps:  # the schedule divides by the steps after the warm-up
+        args.warmup_steps = 0
+    evaluation = None if args.eval_strategy == "no" else heldout
+    trainer = build_trainer(script_args, args, model_args, train, evaluation)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress)
 
