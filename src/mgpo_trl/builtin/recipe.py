@@ -130,9 +130,10 @@ RECIPES = {
             talking_steps=70,
             direct_share=0.1,
             given_share=0.3,
-            target_share=0.42,
+            target_share=0.4,
             centre_share=0.0,
         ),
+        rl=RLRecipe(steps=130),
     ),
 }
 """Recipe by level."""

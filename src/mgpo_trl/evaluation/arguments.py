@@ -44,7 +44,7 @@ class EvalArguments:
     prompts_file: str | None = field(default=None, metadata={"help": "YAML file that replaces parts of the prompts."})
     temperature: float = field(default=0.0, metadata={"help": "0 decodes greedily; above, answers are sampled."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling; without effect when greedy."})
-    seed: int = field(default=0, metadata={"help": "Seed of sampling, and of the built-in scenes."})
+    seed: int = field(default=42, metadata={"help": "Seed of sampling, and of the built-in scenes."})
     batch_size: int = field(default=16, metadata={"help": "Rollouts generated at once."})
     limit: int | None = field(default=None, metadata={"help": "Evaluate the first rows only."})
     skip_bad_rows: bool = field(
