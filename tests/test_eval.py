@@ -92,7 +92,7 @@ def test_the_report_has_the_keys_of_the_issue(finished):
 def test_the_run_record_says_what_was_asked(finished, tiny_dir):
     num_rounds, directory = finished
     run = read_run(directory)
-    assert (run["seed"], run["num_rounds"], run["max_pixels"], run["n_expected"]) == (0, num_rounds, 84 * 84, LIMIT)
+    assert (run["seed"], run["num_rounds"], run["max_pixels"], run["n_expected"]) == (42, num_rounds, 84 * 84, LIMIT)
     assert run["prompts_fingerprint"] == PromptTemplate().fingerprint and run["versions"]["torch"]
     assert run["config"]["model"] == str(tiny_dir) and run["config"]["conversation"]["token_budgets"][-1] == 10
 
@@ -100,7 +100,7 @@ def test_the_run_record_says_what_was_asked(finished, tiny_dir):
 def test_every_row_is_in_the_rollouts_once_and_in_order(finished):
     num_rounds, directory = finished
     records = list(read_rollouts(directory))
-    expected = [row["id"] for row in make_dataset("needle", "heldout", LIMIT, seed=0)]
+    expected = [row["id"] for row in make_dataset("needle", "heldout", LIMIT, seed=42)]
     assert [record["id"] for record in records] == expected
     assert all(len(record["turns"]) == num_rounds and record["view_size"] == [84, 84] for record in records)
 
@@ -120,7 +120,7 @@ def test_the_record_stands_before_the_first_rollout(tiny_dir, tmp_path, monkeypa
 
 def test_the_report_counts_what_the_turns_say(tiny_dir, tmp_path, monkeypatch):
     """Hand-written turns: a third finds the card, a third looks elsewhere, a third has no box; half are right."""
-    rows = list(make_dataset("needle", "heldout", LIMIT, seed=0))
+    rows = list(make_dataset("needle", "heldout", LIMIT, seed=42))
 
     def speak(self, contexts):
         numbers = [next(index) for _ in contexts]
