@@ -115,7 +115,7 @@ def test_make_train_runs(workplace, tmp_path):
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]
-    assert said.count("training a small model on the built-in task") == 1
+    assert said.count("Training a small model on the built-in task") == 1
     result = json.loads((workplace / "outputs/builtin/result.json").read_text())
     assert {"level", "decoding", "base", "trained", "n", "seed", "seconds", "commit"} <= set(result)
     assert result["n"] == 512 and result["level"] == "refer"
