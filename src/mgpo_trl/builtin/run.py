@@ -12,7 +12,7 @@ from ..evaluation.report import rescore
 from ..evaluation.runner import play_batches
 from ..generation import ModelGenerator
 from ..images import open_image
-from ..prompts import PROTOCOL_VERSION
+from ..prompts import PROTOCOL_VERSION, load_prompts
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
 from ..viewer import Scene, draw_comparison
 from .loading import builtin_level, load_builtin
@@ -46,7 +46,7 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     recipe = RECIPES[level]
     logger.info("Training a small model on the built-in task '%s': %s", level, recipe.summary)
     with args.main_process_first(local=False, desc="warm start"):
-        warm = warm_start(level, args.seed)
+        warm = warm_start(level, args.seed, template=load_prompts(args.prompts_file))
     model_args.model_name_or_path = str(warm.model_dir)
     train = load_builtin(script_args.dataset_name, "train", args.seed, script_args.limit)
     heldout = load_builtin(script_args.dataset_name, "heldout", args.seed)
