@@ -10,14 +10,13 @@ from transformers import AutoProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
 
-from .boxes import BoxStatus
 from .conversation import Conversation
-from .geometry import box_area_fraction, coverage, hit
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
+from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
 
 
@@ -300,7 +299,7 @@ class MGPOTrainer(GRPOTrainer):
 
     def _log_rollouts(self, mode: str) -> None:
         """Box statuses, crop sizes and turn lengths, averaged over all processes."""
-        sums = _rollout_sums(self._rollouts, self.args.num_rounds)
+        sums = rollout_sums(self._rollouts, self.args.num_rounds)
         local = torch.tensor(
             [list(pair) for pair in sums.values()], dtype=torch.float32, device=self.accelerator.device
         )
@@ -383,37 +382,3 @@ def _flat_logprobs(rollout: Rollout) -> list[float]:
     for turn in rollout.turns:
         flat += [*turn.logprobs, *[0.0] * len(turn.reply_ids)]
     return flat
-
-
-def _rollout_sums(rollouts: Sequence[Rollout], num_rounds: int) -> dict[str, tuple[float, int]]:
-    """Sum and number of values for each metric; the names depend on nothing but `num_rounds`, on every process."""
-    turns = {number: [rollout.turns[number - 1] for rollout in rollouts] for number in range(1, num_rounds + 1)}
-    sums: dict[str, tuple[float, int]] = {}
-    for number, of_round in turns.items():
-        sums[f"turn{number}/length"] = (sum(len(turn.ids) for turn in of_round), len(of_round))
-        sums[f"turn{number}/truncated_ratio"] = (sum(turn.truncated for turn in of_round), len(of_round))
-    if num_rounds > 1:
-        sums |= _grounding_sums(rollouts)
-    return sums
-
-
-def _grounding_sums(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:
-    boxes = [box for rollout in rollouts for box in rollout.boxes]
-    sums = {
-        f"grounding/status/{status.value}": (sum(box.status is status for box in boxes), len(boxes))
-        for status in BoxStatus
-    }
-    sums["grounding/valid_ratio"] = sums[f"grounding/status/{BoxStatus.OK.value}"]
-    crops = [
-        (rollout, turn.box_original_px)
-        for rollout in rollouts
-        for turn in rollout.turns
-        if turn.box_original_px is not None
-    ]
-    areas = [box_area_fraction(box, rollout.image.size) for rollout, box in crops]
-    sums["grounding/crop_area"] = (sum(areas), len(areas))
-    with_targets = [rollout for rollout in rollouts if rollout.target_boxes]
-    last = [(rollout.turns[-2].box_original_px, rollout.target_boxes) for rollout in with_targets]
-    sums["grounding/coverage"] = (sum(coverage(box, targets) for box, targets in last if box), len(last))
-    sums["grounding/hit_rate"] = (sum(hit(box, targets) for box, targets in last if box), len(last))
-    return sums

@@ -100,9 +100,7 @@ def test_every_branch_is_computed_as_if_it_were_alone(setting):
     assert sorted(set(sample.segments)) == [0, 1, 2, 3, 4]
     for branch in range(1, 5):
         own = [i for i, segment in enumerate(sample.segments) if segment in (0, branch)]
-        alone = Sample(
-            [sample.ids[i] for i in own], [sample.weights[i] for i in own], [0] * len(own), sample.images
-        )
+        alone = Sample([sample.ids[i] for i in own], [sample.weights[i] for i in own], [0] * len(own), sample.images)
         expected = _losses(model, collate, alone)
         ours = [i for i in own if sample.segments[i] == branch][1:]  # the first of a branch has no target before it
         assert torch.allclose(together[[i - 1 for i in ours]], expected[-len(ours) :], atol=1e-5)

@@ -112,9 +112,7 @@ class Recipe:
 
 
 RECIPES = {
-    "needle": Recipe(
-        "needle", summary="find the one card, zoom in, and read the hatch that the view does not show."
-    ),
+    "needle": Recipe("needle", summary="find the one card, zoom in, and read the hatch that the view does not show."),
     "refer": Recipe(
         "refer",
         summary="find the card of the asked colour, zoom in, and read the hatch that the view does not show.",

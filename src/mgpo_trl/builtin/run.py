@@ -158,8 +158,6 @@ def _draw(directory: Path, dataset, level: str) -> None:
     names = ("base", "trained")
     records = [{r["id"]: r for r in read_rollouts(directory / f"heldout_{name}")} for name in names]
     rows = [dataset[index] for index in range(PICTURED_SCENES)]
-    scenes = [
-        Scene(open_image(row["image"], row["id"]), [by_id[row["id"]] for by_id in records]) for row in rows
-    ]
+    scenes = [Scene(open_image(row["image"], row["id"]), [by_id[row["id"]] for by_id in records]) for row in rows]
     title = f"Built-in task '{level}': what the model sees, the box it names (target dashed), the crop, the answer"
     draw_comparison(scenes, ("before training", "after training"), title).save(directory / "before_after.png")
