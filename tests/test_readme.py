@@ -83,12 +83,19 @@ def workplace(tmp_path_factory):
     return directory
 
 
+def planned(directory, *arguments):
+    """The lines that make would run, also where these tests run under make themselves."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--dry-run", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("words", [w for w in COMMANDS if kind_of(w) == "make"], ids=" ".join)
 def test_make_targets_exist(words, workplace):
     """Make plans the target, and the set-up with it where nothing is installed: torch before everything else."""
-    plan = subprocess.run(["make", "--dry-run", *arguments_of(words)], cwd=workplace, capture_output=True, text=True)
-    assert plan.returncode == 0, plan.stderr
-    lines = plan.stdout.splitlines()
+    lines = planned(workplace, *arguments_of(words))
     installs = [line for line in lines if "pip install" in line]
     assert installs and installs[0].endswith(" torch") and all("constraints.txt" in line for line in installs)
     wanted = {"train": "accelerate launch .*train.py", "test": "python -m pytest"}[words[1]]
@@ -104,10 +111,7 @@ def test_make_train_runs(workplace, tmp_path):
     (workplace / ".venv" / ".ready").touch()
     short = "--max_steps 2 --limit 8 --max_completion_length 2 --per_device_train_batch_size 16"
     short += " --reward_funcs commands.every_second_is_right"
-    plan = subprocess.run(
-        ["make", "--dry-run", "train", f"ARGS={short}"], cwd=workplace, capture_output=True, text=True, check=True
-    )
-    (line,) = plan.stdout.splitlines()
+    (line,) = planned(workplace, "train", f"ARGS={short}")
     assert line.startswith(".venv/bin/accelerate launch ")
     variables = environment(XDG_CACHE_HOME=str(cache), PYTHONPATH=str(ROOT / "tests"))
     done = subprocess.run(

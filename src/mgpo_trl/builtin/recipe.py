@@ -128,10 +128,10 @@ RECIPES = {
             talking_steps=70,
             direct_share=0.1,
             given_share=0.3,
-            target_share=0.4,
+            target_share=0.38,
             centre_share=0.0,
         ),
-        rl=RLRecipe(steps=130),
+        rl=RLRecipe(steps=110),
     ),
 }
 """Recipe by level."""
