@@ -43,6 +43,10 @@ class WarmStartRecipe:
     """Share of two-round dialogues that teach the box of the card."""
     centre_share: float = 0.3
     """Share that teach the centre, a habit that keeps the greedy hit rate low; the rest teach a uniform cell."""
+    hit_ceiling: float = 1.0
+    """Chance of a right box above which the second stage is drawn out with uniform cells in place of the card."""
+    diluting_steps: int = 30
+    """Most steps by which it is drawn out."""
     scenes: int = 1500
     """Training scenes."""
 
@@ -128,10 +132,11 @@ RECIPES = {
             talking_steps=70,
             direct_share=0.1,
             given_share=0.3,
-            target_share=0.38,
+            target_share=0.42,
+            hit_ceiling=0.45,
             centre_share=0.0,
         ),
-        rl=RLRecipe(steps=110),
+        rl=RLRecipe(steps=130),
     ),
 }
 """Recipe by level."""

@@ -111,9 +111,10 @@ class _Teacher:
         seeing_steps, exact = self.see()
         self.bar.total = seeing_steps + self.recipe.talking_steps
         self.talk()
+        hits = self.exact_boxes()
         self.model.eval()
         self.bar.close()
-        return {"seeing_steps": seeing_steps, "exact_boxes": exact, "reading_loss": self.reading_loss}
+        return {"seeing_steps": seeing_steps, "exact_boxes": exact, "reading_loss": self.reading_loss, "hits": hits}
 
     def see(self) -> tuple[int, float]:
         """First stage: boxes and crops, until both are learnt. Returns the steps and the chance of an exact box."""
@@ -135,8 +136,20 @@ class _Teacher:
         for step in range(self.recipe.talking_steps):
             progress = step / self.recipe.talking_steps
             _set_lr(optimizer, self.recipe.talking_lr * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2))
-            batch = self.collate([self._dialogue(item) for item in self._draw(self.recipe.talking_batch)])
-            self._step(optimizer, weighted_mean(token_losses(self.model, batch), batch["weights"]))
+            self._talk_once(optimizer)
+        self.dilute(optimizer)
+
+    def dilute(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with uniform cells in place of the card while the habit is stronger than `hit_ceiling`."""
+        _set_lr(optimizer, self.recipe.talking_lr * 0.3)
+        for _ in range(self.recipe.diluting_steps):
+            if self.exact_boxes() <= self.recipe.hit_ceiling:
+                break
+            self._talk_once(optimizer, target="any")
+
+    def _talk_once(self, optimizer: torch.optim.Optimizer, target: str = "target") -> None:
+        batch = self.collate([self._dialogue(item, target) for item in self._draw(self.recipe.talking_batch)])
+        self._step(optimizer, weighted_mean(token_losses(self.model, batch), batch["weights"]))
 
     @torch.no_grad()
     def exact_boxes(self) -> float:
@@ -154,9 +167,9 @@ class _Teacher:
         self.reading_loss = _running(self.reading_loss, losses.sum(1).mean().item())
         return seen + recipe.reading_weight * weighted_mean(losses, reading["weights"])
 
-    def _dialogue(self, item: Item) -> Sample:
+    def _dialogue(self, item: Item, target: str = "target") -> Sample:
         recipe, rng = self.recipe, self.rng
-        kinds = ("direct", "given", "target", "centre", "any")
+        kinds = ("direct", "given", target, "centre", "any")
         shares = (recipe.direct_share, recipe.given_share, recipe.target_share, recipe.centre_share)
         kind = rng.choice(kinds, p=[*shares, 1 - sum(shares)])
         if kind == "direct":
