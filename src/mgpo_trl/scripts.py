@@ -21,7 +21,7 @@ class MGPOScriptArguments:
     """What to train on and what to reward, beside [`~mgpo_trl.MGPOConfig`] and [`~trl.ModelConfig`]."""
 
     dataset_name: str = field(
-        default="builtin:refer",
+        default="builtin:needle",
         metadata={
             "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
             "`owner/name[:config]`, or the built-in task: `builtin:needle`, `builtin:refer`."
