@@ -226,9 +226,8 @@ def test_training_sets(tmp_path):
     script_args, args, _ = parse("--limit", 3, "--eval_strategy", "steps", "--dataset_test_split", "heldout", *batch)
     train, evaluation = scripts.open_training_sets(script_args, args)
     assert len(train.dataset) == 3 and len(evaluation.dataset) == 512
-    assert train.dataset[0]["id"].startswith("needle-train") and evaluation.dataset[0]["id"].startswith(
-        "needle-heldout"
-    )
+    assert train.dataset[0]["id"].startswith("needle-train")
+    assert evaluation.dataset[0]["id"].startswith("needle-heldout")
     args.eval_strategy = "no"
     assert scripts.open_training_sets(script_args, args)[1] is None
 
