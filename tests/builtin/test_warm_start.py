@@ -86,4 +86,4 @@ def test_the_trainer_accepts_the_recipe(level):
     args = MGPOConfig(**RECIPES[level].rl_options())
     assert args.per_device_train_batch_size == RECIPES[level].rl.prompts * args.num_generations
     assert (args.max_pixels, args.min_pixels, args.min_box_side, args.beta) == (7056, 3136, 14, 0.0)
-    assert RECIPES[level].as_dict()["warm_start"]["scenes"] == 1500
+    assert RECIPES[level].warm_start.scenes == 1500

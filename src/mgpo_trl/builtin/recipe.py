@@ -5,7 +5,7 @@ The constants of the built-in task, by level: what the warm start teaches for ho
 configured like any other.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from mgpo_trl.builtin.scenes import MAX_PIXELS, MIN_PIXELS
 
@@ -109,10 +109,6 @@ class Recipe:
             "save_strategy": "no",
             "report_to": "none",
         }
-
-    def as_dict(self) -> dict:
-        """All constants, for the record of a run."""
-        return asdict(self)
 
 
 RECIPES = {
