@@ -7,6 +7,7 @@ from typing import Any
 
 from ..records import RecordError, read_rollouts, read_run, write_atomically, write_json
 from .metrics import Metrics
+from .tables import markdown_table, percent, report_tables
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -77,16 +78,10 @@ def rescore(directory: str | os.PathLike) -> dict[str, Any]:
 def format_report(report: Mapping[str, Any]) -> str:
     """The report in Markdown. The title carries n, the pixel cap and the decoding."""
     lines = [f"# {title(report)}", "", *_notes(report)]
-    lines += ["| | n | strict | flexible |", "|---|---|---|---|"]
-    lines.append(_accuracy_row("all", {"n": report["n"], **report["accuracy"]}))
-    lines += [_accuracy_row(name, entry) for name, entry in report["by_category"].items()]
-    if report["valid_ratio"] is not None:
-        lines += ["", *_grounding_lines(report)]
-    lines += ["", "| turn | tokens (mean) | cut off |", "|---|---|---|"]
-    for turn in report["turns"]:
-        lines.append(f"| {turn['round']} | {turn['tokens']:.1f} | {_percent(turn['truncated'])} |")
+    for table in report_tables(report):
+        lines += [*markdown_table(table), ""]
     prompts = f"Prompts `{report['prompts_fingerprint']}`, protocol {report['protocol_version']}"
-    lines += ["", f"{prompts}, {_commit(report)}."]
+    lines.append(f"{prompts}, {_commit(report)}.")
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +90,7 @@ def title(report: Mapping[str, Any]) -> str:
     accuracy = report["accuracy"]
     rounds = f"{report['num_rounds']} round{'s' * (report['num_rounds'] != 1)}"
     conditions = [f"n = {report['n']}", _pixels(report), _decoding(report["decoding"]), rounds]
-    return f"{_percent(accuracy['strict'], accuracy['stderr']['strict'])} strict ({', '.join(conditions)})"
+    return f"{percent(accuracy['strict'], accuracy['stderr']['strict'])} strict ({', '.join(conditions)})"
 
 
 def _pixels(report: Mapping[str, Any]) -> str:
@@ -124,26 +119,6 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     if report["bad_rows"]:
         notes.append(f"{len(report['bad_rows'])} bad rows of the data set were skipped; `{REPORT_JSON}` lists them.")
     return [line for note in notes for line in (note, "")]
-
-
-def _accuracy_row(name: str, entry: Mapping[str, Any]) -> str:
-    name = " ".join(name.split()).replace("|", "\\|")
-    cells = [_percent(entry[mode], entry["stderr"][mode]) for mode in ("strict", "flexible")]
-    return f"| {name} | {entry['n']} | {cells[0]} | {cells[1]} |"
-
-
-def _grounding_lines(report: Mapping[str, Any]) -> list[str]:
-    names = ("valid boxes", "crop area", "target coverage", "hit rate")
-    lines = ["| grounding | |", "|---|---|"]
-    for name, key in zip(names, Metrics.GROUNDING, strict=True):
-        lines.append(f"| {name} | {_percent(report[key], report['stderr'][key])} |")
-    return lines + [f"| `{status}` | {count} |" for status, count in report["status"].items() if count]
-
-
-def _percent(share: float | None, stderr: float | None = None) -> str:
-    if share is None:
-        return "-"
-    return f"{100 * share:.1f} %" if stderr is None else f"{100 * share:.1f} ± {100 * stderr:.1f} %"
 
 
 def _commit(report: Mapping[str, Any]) -> str:
