@@ -132,7 +132,7 @@ RECIPES = {
             hit_ceiling=0.45,
             centre_share=0.0,
         ),
-        rl=RLRecipe(steps=130),
+        rl=RLRecipe(steps=160),
     ),
 }
 """Recipe by level."""
