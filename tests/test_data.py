@@ -24,6 +24,7 @@ def raw_rows():
             "answer": "B",
             "target_boxes": [[1, 2, 30, 20 + index]],
             "category": "cards",
+            "group": "scene",
             "id": f"q{index}",
         }
         for index, question in enumerate(QUESTIONS)
@@ -298,7 +299,7 @@ def test_lines_that_are_not_json(folder):
 
 def test_csv_cells_beyond_the_header(folder):
     path = as_csv(folder)
-    path.write_text(path.read_text() + "images/0.png,A cell, and its comma,,B,,,\n")
+    path.write_text(path.read_text() + "images/0.png,A cell, and its comma,,B,,,,\n")
     with pytest.raises(RowError, match="row 3 .*more cells than the header"):
         load_rows(path)
 

@@ -38,6 +38,7 @@ def test_canonical_row(photo):
         "answer": "B",
         "target_boxes": [[1, 2, 30, 20.5]],
         "category": "cards",
+        "group": None,
     }
 
 
@@ -46,7 +47,7 @@ def test_optional_fields_become_none_and_the_id_is_the_position(photo):
     assert set(row) == set(COLUMNS)
     assert row["id"] == "3"
     assert row["answer"] == "a dog"
-    assert row["choices"] is row["target_boxes"] is row["category"] is None
+    assert row["choices"] is row["target_boxes"] is row["category"] is row["group"] is None
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ MODES = ("strict", "flexible")
 _BOX = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|mbox|rm|bf)\s*\{([^{}]*)\}")
 _LEADING_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[).:])\s*")
+_ANNOUNCEMENT = re.compile(r"(?:options?|choices|(?:the |multi-?)?choices? (?:are )?listed below)[:.]?", re.I)
 _LINE_LETTER = re.compile(rf"^{_LEADING_LETTER.pattern}", re.MULTILINE)
 _INLINE_LETTER = re.compile(r"(?<!\S)(?:\([A-Z]\)|[A-Z][).:])(?=\s)")
 _STATEMENT = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?: is ?:?| ?[:=])[ \n]?", re.I)
@@ -76,6 +77,36 @@ def parse_choices(value: Sequence | Mapping | str) -> list[str]:
     if not all(choices):
         raise ValueError(f"Every choice needs a text, got {choices}. Fill in or drop the empty one.")
     return choices
+
+
+def split_question(text: str) -> tuple[str, list[str] | None]:
+    """
+    Parts a question from the lettered choices that its text carries, one a line.
+
+    ```python
+    >>> split_question("What is red?\\n(A) a dog\\n(B) a cat\\nAnswer with the letter.")
+    ('What is red?', ['a dog', 'a cat'])
+    ```
+
+    Args:
+        text (`str`):
+            The question, then a line for each choice, `"(A) ..."`, `"A. ..."`, `"A) ..."` or `"A: ..."` from A without
+            gaps. A line before them that only announces choices, and everything after the last one, is left out.
+
+    Returns:
+        `tuple`: the question, and the texts of the choices; `None` for the choices where there are none, and then the
+        whole text is the question.
+    """
+    lines = text.strip().splitlines()
+    found = [(number, match) for number, line in enumerate(lines) if (match := _LEADING_LETTER.match(line))]
+    letters = "".join(match[match.lastindex] for _, match in found).upper()
+    if not 2 <= len(found) <= len(LETTERS) or letters != LETTERS[: len(found)]:
+        return text.strip(), None
+    choices = [match.string[match.end() :].strip() for _, match in found]
+    question = [line for line in lines[: found[0][0]] if not _ANNOUNCEMENT.fullmatch(line.strip())]
+    if not all(choices) or not any(line.strip() for line in question):
+        return text.strip(), None
+    return "\n".join(question).strip(), choices
 
 
 def normalise_answer(answer: str | int | float, choices: Sequence[str] | None) -> str:

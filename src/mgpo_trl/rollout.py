@@ -101,6 +101,8 @@ class Rollout:
     """The right letter or text. Nothing in the rollout loop reads it."""
     category: str | None = None
     """Category of the row, for reports."""
+    group: str | None = None
+    """Rows of one group are not independent: intervals are clustered by it."""
     target_boxes: list[PixelBox] | None = None
     """Boxes of the evidence in original pixels, where known. Nothing in the rollout loop reads them."""
     turns: list[Turn] = field(default_factory=list)
@@ -129,6 +131,7 @@ class Rollout:
             "choices": self.choices,
             "answer": self.answer,
             "category": self.category,
+            "group": self.group,
             "image": {"size": list(self.image.size)},
             "view_size": list(self.view.size),
             "target_boxes": [list(box) for box in self.target_boxes] if self.target_boxes else None,
@@ -174,6 +177,7 @@ class RoundTemplate:
             choices=row.get("choices"),
             answer=row.get("answer"),
             category=row.get("category"),
+            group=row.get("group"),
             target_boxes=[tuple(box) for box in row["target_boxes"]] if row.get("target_boxes") else None,
         )
 

@@ -24,7 +24,8 @@ class MGPOScriptArguments:
         default="builtin:needle",
         metadata={
             "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
-            "`owner/name[:config]`, or the built-in task: `builtin:needle`, `builtin:refer`."
+            "`owner/name[:config]`, a published set (`mgpo-train`, or `mgpo-train:PATH` for a local copy), or the "
+            "built-in task: `builtin:needle`, `builtin:refer`."
         },
     )
     dataset_train_split: str | None = field(
@@ -36,6 +37,9 @@ class MGPOScriptArguments:
     dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation during training."})
     columns: str | None = field(
         default=None, metadata={"help": 'Column names as JSON, ours to yours: {"question": "text"}.'}
+    )
+    extra_columns: list[str] | None = field(
+        default=None, metadata={"help": "Further columns of the dataset that reward functions get."}
     )
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Leave out bad rows, and list them, instead of stopping at the first."}
@@ -52,6 +56,7 @@ def open_rows(
     *,
     split: str | None = None,
     columns: str | None = None,
+    extra_columns: list[str] | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -63,6 +68,7 @@ def open_rows(
         spec (`str`): See [`MGPOScriptArguments`].
         split (`str`, *optional*): Split, where there are several.
         columns (`str`, *optional*): Column names as JSON.
+        extra_columns (`list[str]`, *optional*): Further columns to keep, for reward functions.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
             Leave out bad rows and list them. Every image is decoded once beforehand to find the bad ones.
         limit (`int`, *optional*): Keep the first rows only.
@@ -74,6 +80,7 @@ def open_rows(
         spec,
         split=split,
         columns=parse_columns(columns),
+        extra_columns=extra_columns or (),
         skip_bad_rows=skip_bad_rows,
         limit=limit,
         check_images="full" if skip_bad_rows else True,
@@ -171,7 +178,12 @@ def is_builtin_run(script_args: MGPOScriptArguments, model_args) -> bool:
 
 def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRows, LoadedRows | None]:
     """The training rows, and the evaluation rows where `eval_strategy` asks for them."""
-    options = {"columns": script_args.columns, "skip_bad_rows": script_args.skip_bad_rows, "seed": args.seed}
+    options = {
+        "columns": script_args.columns,
+        "extra_columns": script_args.extra_columns,
+        "skip_bad_rows": script_args.skip_bad_rows,
+        "seed": args.seed,
+    }
     split = script_args.dataset_train_split
     if split is None and script_args.dataset_name.startswith(BUILTIN_PREFIX):
         split = "train"

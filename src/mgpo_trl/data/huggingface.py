@@ -43,7 +43,7 @@ def load_huggingface(
     """
     from datasets import Dataset, DatasetDict
 
-    loaded = spec if isinstance(spec, (Dataset, DatasetDict)) else _load(spec, split)
+    loaded = spec if isinstance(spec, (Dataset, DatasetDict)) else load_dataset_of(spec, split)
     name = "the data set in memory" if loaded is spec else str(spec)
     splits = loaded if isinstance(loaded, DatasetDict) else {None: loaded}
     # What `load_dataset` returned for a split expression such as "train[:10]" is that split already.
@@ -67,7 +67,8 @@ def _is_loader(spec: Any) -> bool:
     return isinstance(spec, (str, os.PathLike)) and not is_saved(Path(spec))
 
 
-def _load(spec: str | os.PathLike, split: str | None) -> Any:
+def load_dataset_of(spec: str | os.PathLike, split: str | None) -> Any:
+    """A Hub id, a saved data set, or a file or directory of Parquet or Arrow, through the `datasets` library."""
     from datasets import load_dataset, load_from_disk
 
     path, found = Path(spec), _HUB_ID.fullmatch(str(spec))
@@ -96,13 +97,28 @@ def _image_column(data: Any, column: str, base: Path, name: str) -> Any:
     if isinstance(feature, Value) and "string" in feature.dtype:
         paths = [None if path is None else os.path.abspath(base / path) for path in images[column]]
         return Dataset.from_dict({"image": paths}, features=Features({"image": Image(decode=False)}))
-    binary = isinstance(feature, Value) and "binary" in feature.dtype
-    struct = isinstance(feature, dict) and {"bytes", "path"} >= feature.keys()
-    if not (binary or struct or isinstance(feature, Image)):
+    if not is_embeddable(feature):
         raise DataError(
             f"The column `{column}` of {name} holds {feature}. Give one image a row: a path, the bytes of a file, or "
             "an Image column."
         )
+    return embedded_images(data, column)
+
+
+def is_embeddable(feature: Any) -> bool:
+    """Whether a column of this type holds images themselves: an Image column, bytes, or `{"bytes", "path"}`."""
+    from datasets import Image, Value
+
+    binary = isinstance(feature, Value) and "binary" in feature.dtype
+    struct = isinstance(feature, dict) and {"bytes", "path"} >= feature.keys()
+    return binary or struct or isinstance(feature, Image)
+
+
+def embedded_images(data: Any, column: str) -> Any:
+    """The images of a column as the one column `image`, not decoded."""
+    from datasets import Image
+
+    images = data.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")
     return images.cast_column("image", Image(decode=False))
 

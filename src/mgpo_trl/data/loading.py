@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .benchmarks import find_benchmark, load_benchmark
 from .folder import find_metadata, load_folder, pick_split
 from .huggingface import FORMATS, is_hub_id, is_saved, load_huggingface
 from .image_check import CHECKS
@@ -43,7 +44,8 @@ def load_rows(
         spec (`str`, `os.PathLike` or `datasets.Dataset`):
             A `.jsonl`, `.json` or `.csv` file with image paths relative to it; a folder of images with
             `metadata.jsonl` or `metadata.csv`; a directory written by `save_to_disk`; a file or directory of Parquet
-            or Arrow; a Hub id `owner/name[:config]`; or a data set in memory.
+            or Arrow; a Hub id `owner/name[:config]`; a published set, `vstar` or `vstar:PATH` (see
+            [`mgpo_trl.data.benchmarks`]); or a data set in memory.
         split (`str`, *optional*):
             The split, where the source has several. A source without splits counts as `"train"`.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
@@ -80,6 +82,9 @@ def _open(spec: Any, split: str | None, columns: Mapping[str, str] | None, extra
     options = {"columns": columns, "extra_columns": extra_columns}
     if not isinstance(spec, (str, os.PathLike)):
         return load_huggingface(spec, split=split, **options)
+    if isinstance(spec, str) and (found := find_benchmark(spec)):
+        _refuse_columns(spec, columns, extra_columns)
+        return load_benchmark(*found, split)
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         pick_split({None: path}, split, str(spec))
@@ -91,6 +96,11 @@ def _open(spec: Any, split: str | None, columns: Mapping[str, str] | None, extra
     if not path.exists() and is_hub_id(str(spec)):
         return load_huggingface(str(spec), split=split, **options)
     raise DataError(_no_adapter(path))
+
+
+def _refuse_columns(spec: str, columns: Mapping | None, extra_columns: Sequence[str]) -> None:
+    if columns or extra_columns:
+        raise DataError(f"The columns of the published set '{spec}' are known. Leave `columns` and the like out.")
 
 
 def _readable_directory(path: Path) -> bool:
@@ -151,7 +161,7 @@ def _text_columns(rows: list[dict[str, Any]], embedded: bool) -> Any:
     text = Value("string")
     features = {
         "id": text, "image": Image(decode=False), "question": text, "choices": List(text), "answer": text,
-        "target_boxes": List(List(Value("float64"))), "category": text,
+        "target_boxes": List(List(Value("float64"))), "category": text, "group": text,
     }  # fmt: skip
     if embedded:
         del features["image"]

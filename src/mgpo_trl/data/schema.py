@@ -4,11 +4,13 @@ A canonical row, as `load_rows` gives it:
 
 ```python
 {"id": "7", "image": {"bytes": None, "path": "/photos/7.jpg"}, "question": "What is on the red card?",
- "choices": ["a dog", "a cat"], "answer": "B", "target_boxes": [[900, 600, 1500, 1100]], "category": "cards"}
+ "choices": ["a dog", "a cat"], "answer": "B", "target_boxes": [[900, 600, 1500, 1100]], "category": "cards",
+ "group": None}
 ```
 
-`choices`, `target_boxes` and `category` may be `None`; with choices the answer is a letter. Images stay paths or
-encoded bytes. Target boxes are in pixels of the original, after its EXIF orientation is applied.
+`choices`, `target_boxes`, `category` and `group` may be `None`; with choices the answer is a letter. Rows of one
+`group` are not independent (they show the same image, say): confidence intervals are clustered by it. Images stay
+paths or encoded bytes. Target boxes are in pixels of the original, after its EXIF orientation is applied.
 """
 
 import os
@@ -31,7 +33,7 @@ from .fields import (
     required_text,
 )
 
-COLUMNS = ("id", "image", "question", "choices", "answer", "target_boxes", "category")
+COLUMNS = ("id", "image", "question", "choices", "answer", "target_boxes", "category", "group")
 REQUIRED = ("image", "question", "answer")
 PROGRESS_FROM = 1000
 CHECK_THREADS = 8
@@ -59,7 +61,7 @@ def normalise_row(
 
     Args:
         row (`Mapping`):
-            A row with the columns of `COLUMNS`; `choices`, `target_boxes`, `category` and `id` are optional.
+            A row with the columns of `COLUMNS`; `choices`, `target_boxes`, `category`, `group` and `id` are optional.
         index (`int`):
             Position of the row, counted from 0. It also is the id of a row that has none.
         source (`str`, *optional*, defaults to `"data"`):
@@ -86,6 +88,7 @@ def normalise_row(
             "answer": answer_of(row, choices),
             "target_boxes": boxes_of(row.get("target_boxes")),
             "category": optional_text(row, "category"),
+            "group": optional_text(row, "group"),
         }
         size = image_size(canonical["image"], check_images)
         check_inside(canonical["target_boxes"], size)
