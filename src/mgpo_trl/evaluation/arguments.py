@@ -20,7 +20,7 @@ class EvalArguments:
         default=None,
         metadata={
             "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
-            "`owner/name[:config]`, a published set (`vstar`, `hrbench-4k`, `mme-realworld-lite`, ..., or `vstar:PATH` "
+            "`owner/name[:config]`, a published set (`vstar`, `hrbench-4k`, `mme-realworld-lite`, or `vstar:PATH` "
             "for a local copy), or `builtin:needle` / `builtin:refer`."
         },
     )
