@@ -3,7 +3,9 @@ Evaluate a model on any dataset with the rollout loop that training uses.
 
     python eval.py --model outputs/builtin --dataset builtin:needle --split heldout
     python eval.py --model Qwen/Qwen2.5-VL-3B-Instruct --adapter outputs/run --dataset my.jsonl --num_rounds 2
+    python eval.py --model ... --dataset vstar --protocol mgpo no-crop random-crop     what was the crop worth?
     python eval.py --rescore outputs/eval                      score saved rollouts again, without a model
+    python eval.py --compare outputs/a outputs/b               two results, question by question
 """
 
 import logging
@@ -15,11 +17,18 @@ def main(arguments: list[str]) -> None:
     from trl import TrlParser
 
     from mgpo_trl.evaluation.arguments import EvalArguments
+    from mgpo_trl.evaluation.compare import compare_runs, format_comparison, write_comparison
+    from mgpo_trl.evaluation.joint import format_joint
     from mgpo_trl.evaluation.report import format_report, rescore
 
     (args,) = TrlParser((EvalArguments,), prog="eval.py").parse_args_and_config(arguments)
     if args.rescore is not None:
-        print(format_report(rescore(args.rescore)))
+        print(format_report(rescore(args.rescore, args.official)))
+        return
+    if args.compare is not None:
+        comparison = compare_runs(*args.compare)
+        write_comparison(args.output_dir, comparison)
+        print(format_comparison(comparison))
         return
     from mgpo_trl import scripts
     from mgpo_trl.builtin.tiny import register_processor
@@ -34,7 +43,8 @@ def main(arguments: list[str]) -> None:
         limit=args.limit,
         seed=args.seed,
     )
-    print(format_report(run_evaluation(args, rows)))
+    report = run_evaluation(args, rows)
+    print(format_joint(report) if "protocols" in report else format_report(report))
 
 
 if __name__ == "__main__":

@@ -317,6 +317,7 @@ def test_the_record_of_a_rollout_is_json_with_every_turn():
                 "box_view_px": [0, 10, 42, 50],
                 "box_original_px": [0, 40, 168, 200],
                 "crop_size": [168, 160],
+                "shown_px": [0, 40, 168, 200],
             },
         },
         {"round": 2, "text": " \\boxed{A}", "num_tokens": 2, "truncated": False, "box": None},

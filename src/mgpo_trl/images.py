@@ -53,10 +53,17 @@ def open_image(source: str | os.PathLike | bytes | dict | Image.Image, name: str
     Raises:
         [`ImageError`]: if the image is missing, unreadable, cut off, empty or larger than `MAX_PIXELS`.
     """
-    try:
+    with _named_errors(name):
         image = _open(source, name)
         image.load()
         return _to_rgb(_upright(image), name)
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Whatever Pillow raises, as an [`ImageError`] that names the image."""
+    try:
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -68,13 +75,68 @@ def open_image(source: str | os.PathLike | bytes | dict | Image.Image, name: str
         ) from error
 
 
-def crop_original(image: Image.Image, box_original_px: tuple[int, int, int, int]) -> Image.Image:
+class LateImage:
+    """
+    An original that is decoded when its pixels are first asked for. Knows its upright size at once.
+
+    Args:
+        source: As in [`open_image`], but no open image.
+        name (`str`): What the image is called in an error.
+
+    Raises:
+        [`ImageError`]: the header cannot be read; on first use, the pixels cannot be decoded.
+    """
+
+    def __init__(self, source: str | os.PathLike | bytes | dict, name: str):
+        self._source, self._name = source, name
+        self._decoded: Image.Image | None = None
+        self._lock = threading.Lock()
+        with _named_errors(name):
+            header = _open(source, name)
+            turned = header.getexif().get(_ORIENTATION_TAG, 1) >= 5
+            self.size: tuple[int, int] = header.size[::-1] if turned else header.size
+
+    @property
+    def width(self) -> int:
+        """Upright width in pixels."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Upright height in pixels."""
+        return self.size[1]
+
+    @property
+    def decoded(self) -> Image.Image:
+        """The image with all its pixels, decoded once."""
+        with self._lock:
+            if self._decoded is None:
+                self._decoded = open_image(self._source, self._name)
+        return self._decoded
+
+    def draft(self, size: tuple[int, int], resample: int) -> Image.Image:
+        """
+        The image at `size` (width, height), from a JPEG decoded at a fraction of its resolution: the largest reduction
+        by 2, 4 or 8 that leaves twice the size on each side. Not bit-exact; other formats are decoded in full.
+        """
+        with _named_errors(self._name):
+            image = _open(self._source, self._name)
+            if image.format != "JPEG":
+                return self.decoded.resize(size, resample)
+            turned = self.size != image.size
+            wanted = tuple(2 * side for side in (size[::-1] if turned else size))
+            image.draft(None, wanted)
+            image.load()
+            return _to_rgb(_upright(image), self._name).resize(size, resample)
+
+
+def crop_original(image: Image.Image | LateImage, box_original_px: tuple[int, int, int, int]) -> Image.Image:
     """
     Cuts a box out of the original image: its own pixels, not resized.
 
     Args:
-        image (`PIL.Image.Image`):
-            The original, as [`open_image`] returns it.
+        image (`PIL.Image.Image` or [`LateImage`]):
+            The original, as [`open_image`] returns it, or one that is decoded now.
         box_original_px (`tuple[int, int, int, int]`):
             (x1, y1, x2, y2), inside the image and not empty.
 
@@ -90,6 +152,8 @@ def crop_original(image: Image.Image, box_original_px: tuple[int, int, int, int]
             f"`box_original_px` must lie inside the image of size {image.size} and not be empty, got "
             f"{tuple(box_original_px)}. Map boxes with `mgpo_trl.geometry.view_to_original`, which clips them."
         )
+    if isinstance(image, LateImage):
+        image = image.decoded
     with _pixel_limit():
         return image.crop((x1, y1, x2, y2))
 

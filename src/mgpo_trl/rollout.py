@@ -13,10 +13,14 @@ from PIL import Image
 
 from .boxes import Box, BoxStatus, parse_box
 from .geometry import view_to_original
-from .images import crop_original, open_image
+from .image_loading import image_key, open_and_fit
+from .images import LateImage, crop_original
 from .prompts import PromptTemplate
 
 PixelBox = tuple[int, int, int, int]
+CropPolicy = Callable[["Rollout", PixelBox | None], PixelBox | None]
+"""Decides which region of the original a reply shows. Gets the rollout and the region that the model named (`None`
+where its box is unusable), in original pixels; returns the region, or `None` for the whole image as a fallback."""
 
 
 class Chat(Protocol):
@@ -75,6 +79,9 @@ class Turn:
     """The parsed box; `None` on the last turn, which answers."""
     box_original_px: PixelBox | None = None
     """The box in pixels of the original image; `None` unless the status is `OK`."""
+    shown_px: PixelBox | None = None
+    """The region of the original that the reply shows; `None` for the whole image as a fallback. The named box, unless
+    a crop policy decides otherwise."""
     reply_ids: list[int] = field(default_factory=list)
     """Ids that we append after this turn: a missing end of turn, then the reply. Not the model's."""
     reply_image: Image.Image | None = None
@@ -89,7 +96,7 @@ class Rollout:
     """Id of the dataset row."""
     question: str
     """The question, without its choices."""
-    image: Image.Image
+    image: Image.Image | LateImage
     """The original image: every crop is cut from it. Shared between the rollouts of a group, never copied."""
     view: Image.Image
     """The original fitted into the pixel budget: what round 1 sees."""
@@ -120,8 +127,8 @@ class Rollout:
 
     @property
     def crops(self) -> list[Image.Image | None]:
-        """The fitted crops, one for each round before the last; `None` where the box was unusable."""
-        return [turn.reply_image if turn.box.ok else None for turn in self.turns if turn.box is not None]
+        """The fitted crops, one for each round before the last; `None` where the whole image came back."""
+        return [turn.reply_image if turn.shown_px else None for turn in self.turns if turn.box is not None]
 
     def to_record(self) -> dict:
         """The rollout as a JSON object for `rollouts.jsonl`: texts, boxes and sizes, no pixels."""
@@ -156,6 +163,8 @@ class RoundTemplate:
     """The longer side of a usable box is less than this many times the shorter (paper: 100)."""
     zoom_from: str = "crop"
     """With three or more rounds: whether the next box is read in the last `"crop"` or in the `"original"`."""
+    crop_policy: CropPolicy | None = None
+    """What comes back for a box; `None` shows what the model named (MGPO)."""
 
     def start(self, row: dict, image: Image.Image, view: Image.Image, num_rounds: int) -> Rollout:
         """
@@ -183,9 +192,12 @@ class RoundTemplate:
 
     def reply(self, rollout: Rollout, turn: Turn, is_last: bool) -> dict:
         """The user message that answers a turn with a box."""
-        return self.prompts.reply_message(
-            rollout.question, rollout.choices, turn.box.status.value, is_last, self.zoom_from
-        )
+        status = BoxStatus.OK if turn.shown_px else turn.box.status
+        return self.prompts.reply_message(rollout.question, rollout.choices, status.value, is_last, self.zoom_from)
+
+    def shown(self, rollout: Rollout, named: PixelBox | None) -> PixelBox | None:
+        """The region that comes back for the one that the model named."""
+        return named if self.crop_policy is None else self.crop_policy(rollout, named)
 
 
 class FlatRollout(NamedTuple):
@@ -204,7 +216,9 @@ class FlatRollout(NamedTuple):
         return self.ids[len(self.ids) - len(self.turn_ids) :]
 
 
-def start_rollouts(rows: Sequence[dict], template: RoundTemplate, num_rounds: int) -> list[Rollout]:
+def start_rollouts(
+    rows: Sequence[dict], template: RoundTemplate, num_rounds: int, opened: dict | None = None
+) -> list[Rollout]:
     """
     Open a rollout for every row. Rows that show the same file share one decoded image and one view.
 
@@ -212,18 +226,19 @@ def start_rollouts(rows: Sequence[dict], template: RoundTemplate, num_rounds: in
         rows (`Sequence[dict]`): Canonical rows, see [`~mgpo_trl.data.schema.normalise_row`]; repeats are welcome.
         template ([`RoundTemplate`]): The fixed parts of the conversation.
         num_rounds (`int`): Number of sampled turns that the rollouts will have.
+        opened (`dict`, *optional*): Image and view by [`~mgpo_trl.image_loading.image_key`], where they are open.
 
     Raises:
         ImageError: An image can not be opened; the message names its row.
         ValueError: An image has no size within the pixel budget; the message names its row.
     """
-    opened: dict = {}
+    opened = {} if opened is None else opened
     rollouts = []
     for index, row in enumerate(rows):
         row = {**row, "id": row.get("id", f"#{index} of the batch")}
-        key = _image_key(row["image"])
+        key = image_key(row["image"])
         if key not in opened:
-            opened[key] = _open_and_fit(row, template.chat)
+            opened[key] = open_and_fit(row, template.chat)
         rollouts.append(template.start(row, *opened[key], num_rounds))
     return rollouts
 
@@ -259,7 +274,7 @@ def run_rounds(
                 "must return one for each context, in order."
             )
         for rollout, sample in zip(rollouts, samples, strict=True):
-            rollout.turns.append(_sampled_turn(sample, template.chat))
+            rollout.turns.append(sampled_turn(sample, template.chat))
             if number < num_rounds:
                 _reply(rollout, template, number == num_rounds - 1, fitted_crops)
     return rollouts
@@ -287,21 +302,6 @@ def flatten(rollout: Rollout) -> FlatRollout:
     return FlatRollout(_context_ids(rollout), turn_ids, rollout.images)
 
 
-def _image_key(image):
-    """Equal for rows that show the same file: its bytes, else its path, else the object."""
-    if isinstance(image, dict):
-        return image.get("bytes") or image.get("path")
-    return image if isinstance(image, (str, bytes)) else id(image)
-
-
-def _open_and_fit(row: dict, chat: Chat) -> tuple[Image.Image, Image.Image]:
-    image = open_image(row["image"], str(row["id"]))
-    try:
-        return image, chat.fit(image)
-    except ValueError as error:
-        raise ValueError(f"The image of row {row['id']!r} can not be shown ({image.size} pixels): {error}") from error
-
-
 def _context_ids(rollout: Rollout) -> list[int]:
     ids = list(rollout.prompt_ids)
     for turn in rollout.turns:
@@ -310,7 +310,8 @@ def _context_ids(rollout: Rollout) -> list[int]:
     return ids
 
 
-def _sampled_turn(sample: Sampled, chat: Chat) -> Turn:
+def sampled_turn(sample: Sampled, chat: Chat) -> Turn:
+    """The turn that a sample makes, with its text."""
     ids = list(sample.ids)
     truncated = not ids or not chat.ends_turn(ids[-1])
     return Turn(ids, chat.decode(ids), truncated, sample.logprobs)
@@ -329,7 +330,9 @@ def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, fitted_crop
     )
     if turn.box.status is BoxStatus.OK:
         turn.box_original_px = _box_in_original(turn.box.box_view_px, frame_view.size, frame)
-        turn.reply_image = _fitted_crop(rollout.image, turn.box_original_px, template.chat, fitted_crops)
+    turn.shown_px = template.shown(rollout, turn.box_original_px)
+    if turn.shown_px is not None:
+        turn.reply_image = _fitted_crop(rollout.image, turn.shown_px, template.chat, fitted_crops)
     else:
         turn.reply_image = rollout.view
     message = template.reply(rollout, turn, is_last)
@@ -340,8 +343,8 @@ def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, fitted_crop
 
 def _frame(rollout: Rollout, template: RoundTemplate) -> tuple[PixelBox, Image.Image]:
     """The region of the original that the next box refers to, and the fitted image that shows it."""
-    if template.zoom_from == "crop" and len(rollout.turns) > 1 and rollout.turns[-2].box_original_px is not None:
-        return rollout.turns[-2].box_original_px, rollout.turns[-2].reply_image
+    if template.zoom_from == "crop" and len(rollout.turns) > 1 and rollout.turns[-2].shown_px is not None:
+        return rollout.turns[-2].shown_px, rollout.turns[-2].reply_image
     return (0, 0, *rollout.image.size), rollout.view
 
 
@@ -377,4 +380,5 @@ def _box_record(turn: Turn) -> dict:
         "box_view_px": turn.box.box_view_px,
         "box_original_px": crop,
         "crop_size": None if crop is None else [crop[2] - crop[0], crop[3] - crop[1]],
+        "shown_px": turn.shown_px,
     }

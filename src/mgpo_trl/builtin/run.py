@@ -8,9 +8,12 @@ from pathlib import Path
 from transformers import ProgressCallback
 
 from ..conversation import Conversation
+from ..evaluation.protocols import resolve_protocols
+from ..evaluation.questions import Questions
 from ..evaluation.report import rescore
-from ..evaluation.runner import play_batches
+from ..evaluation.runner import Player, play_batches
 from ..generation import ModelGenerator
+from ..image_loading import ImageLoader
 from ..images import open_image
 from ..prompts import PROTOCOL_VERSION, load_prompts
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
@@ -99,13 +102,12 @@ def _heldout_report(trainer, dataset, name: str, temperature: float) -> dict | N
         model.eval()
         conversation: Conversation = trainer.conversation
         generate = ModelGenerator(model, trainer.chat, conversation.token_budgets, temperature)
-        batches = (
-            (start, [dataset[i] for i in range(start, min(start + EVAL_BATCH, len(dataset)))])
-            for start in range(0, len(dataset), EVAL_BATCH)
-        )
+        questions = Questions(dataset)
+        (protocol,) = resolve_protocols(None, conversation.num_rounds)
         with RolloutWriter(directory) as writer:
-            rounds = conversation.num_rounds
-            play_batches(batches, trainer.template, generate, rounds, writer, len(dataset), trainer.args.seed)
+            player = Player(protocol, trainer.template, generate, writer, set(questions.ids))
+            batches = questions.batches(EVAL_BATCH, player.wanted)
+            play_batches(batches, [player], ImageLoader(trainer.chat), len(questions), trainer.args.seed)
         report = rescore(directory)
         model.train(was_training)
     trainer.accelerator.wait_for_everyone()

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 
 from ..boxes import COORDINATES
+from ..image_loading import THREADS, VIEW_DECODING
+from .extractors import resolve_scoring
+from .protocols import PROTOCOLS
 
 
 @dataclass
@@ -32,6 +35,35 @@ class EvalArguments:
     rescore: str | None = field(
         default=None, metadata={"help": "Score the rollouts of this directory again and stop. Needs no model."}
     )
+    compare: list[str] | None = field(
+        default=None, metadata={"help": "Compare two result directories question by question, and stop."}
+    )
+    protocol: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"How questions are played, one or several of {', '.join(PROTOCOLS)}. With several, round 1 is "
+            "sampled once, and the report says what the crop was worth."
+        },
+    )
+    num_samples: int = field(default=1, metadata={"help": "Rollouts of a question, for Avg@k. Needs a temperature."})
+    shuffle_choices: int | None = field(
+        default=None, metadata={"help": "Seed by which the choices of every question are put in another order."}
+    )
+    scoring: str = field(
+        default="strict",
+        metadata={
+            "help": "`official` adds the accuracy by the loose extractor of the dataset's authors, `official:NAME` by "
+            "a named one (mme-realworld, vstar, hrbench)."
+        },
+    )
+    view_decoding: str = field(
+        default="exact",
+        metadata={
+            "help": "`draft` makes views of JPEGs from fewer pixels: faster, not bit-exact.",
+            "choices": list(VIEW_DECODING),
+        },
+    )
+    image_threads: int = field(default=THREADS, metadata={"help": "Threads that decode images; 0 for none."})
     num_rounds: int | None = field(default=None, metadata={"help": "1 answers directly, 2 is MGPO, more zoom again."})
     max_pixels: str | None = field(default=None, metadata={"help": "Pixel budget, as 1003520 or 1280x28x28."})
     min_pixels: str | None = field(default=None, metadata={"help": "Smaller images are enlarged to this."})
@@ -55,16 +87,26 @@ class EvalArguments:
     device: str | None = field(default=None, metadata={"help": "Device; the accelerator when there is one."})
 
     def __post_init__(self):
-        if self.rescore is None:
+        if self.compare is not None and len(self.compare) != 2:
+            raise ValueError(f"`--compare` takes two result directories, got {self.compare}.")
+        if self.rescore is None and self.compare is None:
             for name in ("model", "dataset"):
                 if getattr(self, name) is None:
                     raise ValueError(f"`--{name}` is missing. Give it, or `--rescore DIR` to score saved rollouts.")
-        for name in ("batch_size", "limit"):
+        for name in ("batch_size", "limit", "num_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name}` must be >= 1, got {value}.")
         if self.temperature < 0:
             raise ValueError(f"`--temperature` must be >= 0, got {self.temperature}. Use 0 for greedy decoding.")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"`--num_samples {self.num_samples}` needs a `--temperature` above 0: greedy rollouts of one question "
+                "are all alike."
+            )
+        if self.protocol and self.num_rounds == 1 and self.protocol != ["direct"]:
+            raise ValueError(f"`--num_rounds 1` is the protocol direct, got {self.protocol}. Leave one out.")
+        self.official = resolve_scoring(self.scoring, self.dataset)
 
     @property
     def decoding(self) -> dict:

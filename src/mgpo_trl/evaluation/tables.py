@@ -6,6 +6,9 @@ from typing import Any
 
 from .metrics import Metrics
 
+TASK_ORDER = ("OCR", "RS", "DT", "MO", "AD")
+"""Columns of MME-RealWorld's table, in the order of its paper."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -22,6 +25,10 @@ class Table:
 def report_tables(report: Mapping[str, Any]) -> list[Table]:
     """Every table of a report, in the order in which it is read."""
     tables = [_accuracy_table(report)]
+    if table := _task_table(report["by_category"]):
+        tables.append(table)
+    if report.get("counting"):
+        tables.append(_counting_table(report["counting"]))
     if report["valid_ratio"] is not None:
         tables.append(_grounding_table(report))
     tables.append(_turn_table(report))
@@ -43,13 +50,50 @@ def percent(share: float | None, stderr: float | None = None) -> str:
 
 
 def _accuracy_table(report: Mapping[str, Any]) -> Table:
-    rows = [_accuracy_row("all", {"n": report["n"], **report["accuracy"]})]
-    rows += [_accuracy_row(name, entry) for name, entry in report["by_category"].items()]
-    return Table("accuracy", ["n", "strict", "flexible"], rows)
+    modes = [mode for mode in ("strict", "flexible", "official") if mode in report["accuracy"]]
+    rows = [_accuracy_row("all", {"n": report["n"], **report["accuracy"]}, modes)]
+    rows += [_accuracy_row(name, entry, modes) for name, entry in report["by_category"].items()]
+    names = [f"official ({report['official']})" if mode == "official" else mode for mode in modes]
+    return Table("accuracy", ["n", *names], rows)
 
 
-def _accuracy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
-    return [name, str(entry["n"]), *(percent(entry[mode], entry["stderr"][mode]) for mode in ("strict", "flexible"))]
+def _accuracy_row(name: str, entry: Mapping[str, Any], modes: Sequence[str]) -> list[str]:
+    return [name, str(entry["n"]), *(percent(entry.get(mode), entry["stderr"].get(mode)) for mode in modes)]
+
+
+def _task_table(by_category: Mapping[str, Any]) -> Table | None:
+    """
+    The table of MME-RealWorld's paper where categories read `Perception/OCR`: a row a task, a column a subtask, then
+    the accuracy over all rows of the task and the mean of its subtasks. `None` for other categories.
+    """
+    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, entry in by_category.items():
+        task, slash, subtask = name.partition("/")
+        if slash:
+            cells.setdefault(task, {})[subtask] = entry
+    if not cells:
+        return None
+    found = {subtask for row in cells.values() for subtask in row}
+    subtasks = [name for name in TASK_ORDER if name in found] + sorted(found - set(TASK_ORDER))
+    rows = [
+        [task, *(percent(row[name]["strict"]) if name in row else "-" for name in subtasks), *_averages(row.values())]
+        for task, row in sorted(cells.items())
+    ]
+    return Table("strict accuracy", [*subtasks, "all rows", "mean of subtasks"], rows)
+
+
+def _averages(entries) -> list[str]:
+    entries = list(entries)
+    total = sum(entry["n"] for entry in entries)
+    weighted = sum(entry["strict"] * entry["n"] for entry in entries) / total
+    return [percent(weighted), percent(sum(entry["strict"] for entry in entries) / len(entries))]
+
+
+def _counting_table(counting: Mapping[str, Any]) -> Table:
+    error = "-" if counting["mae"] is None else f"{counting['mae']:.2f}"
+    error += "" if counting["stderr"] is None else f" ± {counting['stderr']:.2f}"
+    header = ["n", "mean absolute error", "answers without a number"]
+    return Table("counting", header, [["all", str(counting["n"]), error, str(counting["no_number"])]])
 
 
 def _grounding_table(report: Mapping[str, Any]) -> Table:

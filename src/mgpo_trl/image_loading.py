@@ -1,0 +1,119 @@
+"""Images of rows, opened and fitted by worker threads: each file once a batch, the next batch ahead of its turn."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from PIL import Image
+
+from .images import LateImage, open_image
+
+THREADS = 2
+AHEAD_PIXELS = 150_000_000
+"""Most pixels that are opened ahead of their batch: 450 MB of RGB, four 8K photographs."""
+VIEW_DECODING = ("exact", "draft")
+
+Opened = tuple[Image.Image | LateImage, Image.Image]
+"""The original image, and its view."""
+
+
+def image_key(image):
+    """Equal for rows that show the same file: its bytes, else its path, else the object."""
+    if isinstance(image, dict):
+        return image.get("bytes") or image.get("path")
+    return image if isinstance(image, (str, bytes)) else id(image)
+
+
+def open_and_fit(row: dict, chat, view_decoding: str = "exact") -> Opened:
+    """
+    The original of a row, and its view.
+
+    Args:
+        row (`dict`): A canonical row.
+        chat ([`~mgpo_trl.processing.VisionChat`]): Fits images to the pixel budget.
+        view_decoding (`str`, *optional*, defaults to `"exact"`):
+            `"draft"` makes the view from a JPEG decoded at reduced resolution, and decodes the original when a crop is
+            cut from it. Faster, not bit-exact.
+
+    Raises:
+        ImageError: The image cannot be opened; the message names the row.
+        ValueError: It has no size within the pixel budget; the message names the row.
+    """
+    name = str(row["id"])
+    draft = view_decoding == "draft" and not isinstance(row["image"], Image.Image)
+    image = LateImage(row["image"], name) if draft else open_image(row["image"], name)
+    try:
+        if not draft:
+            return image, chat.fit(image)
+        return image, image.draft(chat.fitted_size(image.size), chat.image_processor.resample)
+    except ValueError as error:
+        raise ValueError(f"The image of row {row['id']!r} can not be shown ({image.size} pixels): {error}") from error
+
+
+class ImageLoader:
+    """
+    Opens the images of batches in worker threads, a bounded number of pixels ahead.
+
+    Args:
+        chat ([`~mgpo_trl.processing.VisionChat`]): Fits images to the pixel budget.
+        view_decoding (`str`, *optional*, defaults to `"exact"`): See [`open_and_fit`].
+        threads (`int`, *optional*, defaults to `2`): Worker threads; 0 opens images where they are needed.
+        ahead_pixels (`int`, *optional*): Most pixels opened before their batch is asked for.
+    """
+
+    def __init__(self, chat, view_decoding="exact", threads: int = THREADS, ahead_pixels: int = AHEAD_PIXELS):
+        self.chat, self.view_decoding, self.threads, self.ahead_pixels = chat, view_decoding, threads, ahead_pixels
+
+    def batches(self, batches: Iterable[tuple[int, list[dict]]]) -> Iterator[tuple[int, list[dict], dict]]:
+        """
+        For each (position, rows) also the opened images by [`image_key`]. An image that cannot be opened raises when
+        its batch is reached.
+        """
+        if self.threads == 0:
+            for start, rows in batches:
+                yield start, rows, {key: self._open(row) for key, row in _distinct(rows).items()}
+            return
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
+        try:
+            iterator = iter(batches)
+            following = next(iterator, None)
+            waiting: dict = {}
+            while following is not None:
+                start, rows = following
+                opened = self._finish(pool, rows, waiting)
+                following = next(iterator, None)
+                waiting = self._begin(pool, following[1]) if following else {}
+                yield start, rows, opened
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self, row: dict) -> Opened:
+        return open_and_fit(row, self.chat, self.view_decoding)
+
+    def _finish(self, pool: ThreadPoolExecutor, rows: list[dict], waiting: dict[object, Future]) -> dict:
+        futures = {key: waiting.get(key) or pool.submit(self._open, row) for key, row in _distinct(rows).items()}
+        return {key: future.result() for key, future in futures.items()}
+
+    def _begin(self, pool: ThreadPoolExecutor, rows: list[dict]) -> dict[object, Future]:
+        """Start on the images of the next batch, as far as the pixel limit allows."""
+        futures, pixels = {}, 0
+        for key, row in _distinct(rows).items():
+            pixels += _pixels(row)
+            if pixels > self.ahead_pixels:
+                break
+            futures[key] = pool.submit(self._open, row)
+        return futures
+
+
+def _distinct(rows: Sequence[dict]) -> dict:
+    return {image_key(row["image"]): row for row in reversed(rows)}
+
+
+def _pixels(row: dict) -> int:
+    """Pixels of an image by its header; 0 where that cannot be read, which opening it will say."""
+    if isinstance(row["image"], Image.Image):
+        return row["image"].width * row["image"].height
+    try:
+        image = LateImage(row["image"], str(row["id"]))
+    except ValueError:
+        return 0
+    return image.width * image.height
