@@ -77,10 +77,12 @@ def sample_batch(make_trainer, monkeypatch, photos, num_rounds, **options):
     return trainer, batch, sampler
 
 
-def deviation(trainer, batch, sampler, **changed):
+def deviation(trainer, batch, sampler, packed=True, **changed):
     """Largest difference at sampled tokens between the loss pass and the sampler."""
     batch = {**batch, **changed}
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    trainer._facts = trainer._facts_of_batch(batch) if packed else None
+    assert bool(trainer._facts) == packed
     with torch.no_grad():
         logps, _, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model,
@@ -99,7 +101,9 @@ def test_the_loss_pass_equals_the_sampler(make_trainer, monkeypatch, photos, num
     assert len(grids) >= 4 and batch["prompt_mask"].min() == 0 and batch["completion_mask"].min() == 0
     for number in range(1, num_rounds + 1):
         assert (batch["turn_ids"] == number).any(dim=1).all()
-    assert sampler[batch["turn_ids"] > 0].max() < 0 and deviation(trainer, batch, sampler) < TOLERANCE
+    assert sampler[batch["turn_ids"] > 0].max() < 0
+    assert deviation(trainer, batch, sampler) < TOLERANCE
+    assert deviation(trainer, batch, sampler, packed=False) < TOLERANCE
     if num_rounds > 1:
         assert trainer._metrics["train"]["grounding/valid_ratio"][0] >= 0.25
 

@@ -13,11 +13,13 @@ from trl import GRPOTrainer
 from .conversation import Conversation
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
+from .packing import install_packed_attention
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
 from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
+from .scoring import RolloutFacts, encode_once, packed_logps
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -115,6 +117,11 @@ class MGPOTrainer(GRPOTrainer):
         self._rollouts: list[Rollout] = []
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._facts: RolloutFacts | None = None
+        models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
+        self._packs = (
+            args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
+        )
         self._suppress_vision_tokens()
 
     def _suppress_vision_tokens(self) -> None:
@@ -150,6 +157,12 @@ class MGPOTrainer(GRPOTrainer):
         device = output["completion_ids"].device
         turn_ids = [self._loss_turn_ids(rollout) for rollout in self._rollouts]
         output["turn_ids"] = pad_turn_ids(turn_ids, output["completion_ids"].size(1), device)
+        if self._packs:
+            facts = self._facts or self._facts_of_rollouts(output, output["completion_ids"].size(1), device)
+            self._facts = None
+            output["prompt_keys"] = facts.prompts
+            if facts.features is not None:
+                output["image_features"] = facts.features
         weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
@@ -265,14 +278,77 @@ class MGPOTrainer(GRPOTrainer):
         return [0 if number in cut else number for number in turn_ids]
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        packs = self._packs and (self._facts or self._rollouts)
+        score = self._packed_logps if packs else super()._get_per_token_logps_and_entropies
+        output = score(*args, **kwargs)
         if kwargs.get("compute_entropy"):
             self._loss_outputs = (output[0].detach(), output[1].detach())
         return output
 
+    def _packed_logps(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **fields
+    ):
+        """TRL's method on packed rows: same results at sampled tokens, zero elsewhere."""
+        if self._facts is None:  # a pass before the first update, called by TRL while the batch is made
+            self._facts = self._facts_of_rollouts(fields, logits_to_keep, input_ids.device)
+        facts = self._facts
+        backbone = self._bare_model(model).base_model
+        starts = torch.tensor([0, *fields["num_images"]]).cumsum(0).tolist()
+        patches = torch.nn.functional.pad(fields["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).tolist()
+        parts = []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            end = min(start + size, len(input_ids))
+            images = {
+                "num_images": fields["num_images"][start:end],
+                "image_grid_thw": fields["image_grid_thw"][starts[start] : starts[end]],
+                "pixel_values": fields["pixel_values"][patches[starts[start]] : patches[starts[end]]],
+                "mm_token_type_ids": fields["mm_token_type_ids"][start:end],
+            }
+            with self.accelerator.autocast():
+                parts.append(
+                    packed_logps(
+                        model, backbone, facts.rows(start, end, logits_to_keep), input_ids[start:end],
+                        attention_mask[start:end], images,
+                    )  # fmt: skip
+                )
+        logps = torch.cat([logps for logps, _ in parts])
+        return logps, torch.cat([entropies for _, entropies in parts]) if compute_entropy else None, None
+
+    def _facts_of_rollouts(self, fields: dict, columns: int, device) -> RolloutFacts:
+        """Facts of the rollouts that were just generated, for the passes before the first update."""
+        turn_ids = pad_turn_ids([flatten(rollout).turn_ids for rollout in self._rollouts], columns, device)
+        images = [image for rollout in self._rollouts for image in rollout.images]
+        features = None
+        backbone = self._bare_model(self.model).base_model
+        if self.args.encode_once and not any(p.requires_grad for p in backbone.visual.parameters()):
+            with self.accelerator.autocast():
+                flat = iter(
+                    encode_once(backbone, fields["pixel_values"], fields["image_grid_thw"], [id(i) for i in images])
+                )
+            features = [[next(flat) for _ in rollout.images] for rollout in self._rollouts]
+        numbers: dict = {}
+        for rollout in self._rollouts:
+            numbers.setdefault((tuple(rollout.prompt_ids), id(rollout.view)), len(numbers))
+        prompts = [numbers[tuple(rollout.prompt_ids), id(rollout.view)] for rollout in self._rollouts]
+        return RolloutFacts(turn_ids > 0, prompts, features)
+
+    def _facts_of_batch(self, inputs) -> RolloutFacts | None:
+        """Facts of a (micro-)batch, which travelled with it."""
+        if "prompt_keys" not in inputs:
+            return None
+        return RolloutFacts(inputs["turn_ids"] > 0, inputs["prompt_keys"], inputs.get("image_features"))
+
+    def _bare_model(self, model):
+        """The transformers model inside DDP and PEFT."""
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
     def _compute_loss(self, model, inputs):
         weights = turn_weights(inputs["turn_ids"], self.args.turn_loss_weights)
+        self._facts = self._facts_of_batch(inputs)
         loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
+        self._facts = None
         self._log_turns(inputs)
         return loss
 
