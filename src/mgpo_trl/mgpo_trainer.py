@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from datasets import Image as ImageFeature
 from transformers import AutoProcessor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.models import unwrap_model_for_generation
 
 from .conversation import Conversation
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
@@ -19,7 +22,8 @@ from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
 from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
-from .scoring import RolloutFacts, encode_once, packed_logps
+from .scoring import RolloutFacts, packed_logps
+from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -123,6 +127,15 @@ class MGPOTrainer(GRPOTrainer):
             args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
         )
         self._suppress_vision_tokens()
+        self._shares_prefix = args.share_prefix and self._can_share_prefix()
+        self._features: ImageFeatures | None = None
+        self._sampler: SharedPrefixSampler | None = None
+
+    def _can_share_prefix(self) -> bool:
+        """Whether generation may run step by step on this process alone, with options that are known."""
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        other = self.use_vllm or self.use_transformers_continuous_batching
+        return not (sharded or other or unknown_options(self.generation_config))
 
     def _suppress_vision_tokens(self) -> None:
         """A sampled placeholder would have no image behind it: the position code fails on it."""
@@ -141,6 +154,8 @@ class MGPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds)
         self._round = 1
+        self._features = ImageFeatures(self._bare_model(self.model).base_model, self.chat)
+        self._sampler = None
         rows = [
             {
                 **{name: value for name, value in row.items() if name not in ("image", "images")},
@@ -166,7 +181,7 @@ class MGPOTrainer(GRPOTrainer):
         weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
-        self._rollouts = []
+        self._rollouts, self._features, self._sampler = [], None, None
         return output
 
     def _prompt(self, rollout: Rollout) -> list[dict]:
@@ -179,7 +194,7 @@ class MGPOTrainer(GRPOTrainer):
     def _multimodal_fields(self, contexts: Sequence[Context]) -> dict:
         for context, rollout in zip(contexts, self._rollouts, strict=True):
             self.chat.check_image_tokens(context.ids, context.images, rollout.id)
-        if self.use_vllm:  # vLLM encodes the images itself
+        if self.use_vllm or self._shares_prefix:  # they encode the images themselves
             return {}
         fields = self.chat.encode_images([image for context in contexts for image in context.images])
         return {**fields, "mm_token_type_ids": [self.chat.token_types(context.ids) for context in contexts]}
@@ -187,12 +202,30 @@ class MGPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """Each round has its own budget of tokens; everything else is TRL's."""
         budget = self.args.token_budgets[self._round - 1]
+        if self._shares_prefix:
+            return self._generate_shared(prompt_ids, images), None
         if self.use_vllm:
             self.vllm_generation.max_completion_length = budget
         else:
             self.generation_config.max_new_tokens = budget
             self.generation_kwargs["max_new_tokens"] = budget
         return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+
+    def _generate_shared(self, prompt_ids, images) -> list[list[int]]:
+        contexts = [Context(*one, self._round) for one in zip(prompt_ids, images, strict=True)]
+        with (
+            profiling_context(self, "shared_prefix.generate"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            if self._sampler is None:
+                self._sampler = SharedPrefixSampler(
+                    model, self.chat, self.generation_config, self.args.token_budgets, self._features
+                )
+            return [sampled.ids for sampled in self._sampler(contexts)]
 
     def _generate(self, prompts: list):
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = (
@@ -318,15 +351,11 @@ class MGPOTrainer(GRPOTrainer):
     def _facts_of_rollouts(self, fields: dict, columns: int, device) -> RolloutFacts:
         """Facts of the rollouts that were just generated, for the passes before the first update."""
         turn_ids = pad_turn_ids([flatten(rollout).turn_ids for rollout in self._rollouts], columns, device)
-        images = [image for rollout in self._rollouts for image in rollout.images]
         features = None
-        backbone = self._bare_model(self.model).base_model
-        if self.args.encode_once and not any(p.requires_grad for p in backbone.visual.parameters()):
+        tower = self._bare_model(self.model).base_model.visual
+        if self.args.encode_once and not any(parameter.requires_grad for parameter in tower.parameters()):
             with self.accelerator.autocast():
-                flat = iter(
-                    encode_once(backbone, fields["pixel_values"], fields["image_grid_thw"], [id(i) for i in images])
-                )
-            features = [[next(flat) for _ in rollout.images] for rollout in self._rollouts]
+                features = [self._features(rollout.images) for rollout in self._rollouts]
         numbers: dict = {}
         for rollout in self._rollouts:
             numbers.setdefault((tuple(rollout.prompt_ids), id(rollout.view)), len(numbers))

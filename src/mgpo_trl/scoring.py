@@ -80,30 +80,3 @@ def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict) -> dict
         "pixel_values": torch.cat([by_image[number] for number in wanted]),
         "image_grid_thw": images["image_grid_thw"][wanted],
     }
-
-
-@torch.no_grad()
-def encode_once(backbone, pixel_values: torch.Tensor, grids: torch.Tensor, keys: Sequence[Hashable], batch: int = 16):
-    """
-    Vision features of images of which some are the same.
-
-    Args:
-        backbone: Has `get_image_features`.
-        pixel_values (`torch.Tensor`): Shape (patches, dimension).
-        grids (`torch.Tensor`): Shape (images, 3).
-        keys (`Sequence[Hashable]`): Equal for equal images, one for each.
-        batch (`int`, *optional*, defaults to `16`): Images encoded at once.
-
-    Returns:
-        `list[torch.Tensor]`: (tokens, hidden) for each image; equal images share one tensor.
-    """
-    first = {key: number for number, key in reversed(list(enumerate(keys)))}
-    numbers = sorted(first.values())
-    by_image = pixel_values.split(grids.prod(-1).tolist())
-    features = {}
-    for start in range(0, len(numbers), batch):
-        chosen = numbers[start : start + batch]
-        pixels = torch.cat([by_image[number] for number in chosen])
-        encoded = backbone.get_image_features(pixels, grids[chosen], return_dict=True).pooler_output
-        features.update(zip(chosen, encoded, strict=True))
-    return [features[first[key]] for key in keys]
