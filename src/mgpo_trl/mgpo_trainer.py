@@ -12,11 +12,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from .conversation import Conversation
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
-from .packing import install_packed_attention
+from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
@@ -123,9 +124,7 @@ class MGPOTrainer(GRPOTrainer):
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._facts: RolloutFacts | None = None
         models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
-        self._packs = (
-            args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
-        )
+        self._packs = args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
         self._suppress_vision_tokens()
         self._shares_prefix = args.share_prefix and self._can_share_prefix()
         self._features: ImageFeatures | None = None
@@ -150,6 +149,17 @@ class MGPOTrainer(GRPOTrainer):
         self.generation_kwargs["suppress_tokens"] = suppressed
 
     # Generation
+
+    def _prepare_inputs(self, generation_batch):
+        """As in TRL, but the rollouts of a group stay together when the batch is shuffled: they share their prompt."""
+        if not (self._packs and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            batch = reorder(batch, grouped_order(batch["prompt_keys"]))
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(batch, steps)]
+        return self._buffered_inputs[self._step % steps]
 
     def _generate_and_score_completions(self, inputs):
         self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds)
@@ -341,8 +351,12 @@ class MGPOTrainer(GRPOTrainer):
             with self.accelerator.autocast():
                 parts.append(
                     packed_logps(
-                        model, backbone, facts.rows(start, end, logits_to_keep), input_ids[start:end],
-                        attention_mask[start:end], images,
+                        model,
+                        backbone,
+                        facts.rows(start, end, logits_to_keep),
+                        input_ids[start:end],
+                        attention_mask[start:end],
+                        images,
                     )  # fmt: skip
                 )
         logps = torch.cat([logps for logps, _ in parts])

@@ -7,8 +7,8 @@ A group of rollouts has one prompt P (with the view of its image) and completion
     sees       A sees P and A, B sees P and B, P sees P
 
 The first token of every completion is predicted from the last token of the shared prompt, so one position can have
-several labels: [`PackedRows.sources`] lists, for each scored token, the position that predicts it. Only those positions
-reach the LM head.
+several labels: [`PackedRows.sources`] lists, for each scored token, the position that predicts it. Only those
+positions reach the LM head.
 """
 
 from collections.abc import Hashable, Sequence
@@ -116,6 +116,34 @@ def pack_rows(
         scored=scored,
         image_owners=tuple(owners),
     )
+
+
+def grouped_order(prompts: Sequence[Hashable]) -> torch.Tensor:
+    """
+    A random order of rollouts in which those of one group stay together, so that micro-batches share prompts.
+
+    Args:
+        prompts (`Sequence[Hashable]`): Equal for rollouts of one group.
+
+    Returns:
+        `torch.Tensor`: Shape (B,), a permutation; groups in random order, their members too.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row in torch.randperm(len(prompts)).tolist():
+        groups.setdefault(prompts[row], []).append(row)
+    return torch.tensor([row for rows in groups.values() for row in rows])
+
+
+def reorder(batch: dict, order: torch.Tensor) -> dict:
+    """The batch with its rows (of tensors, and of lists) in another order; scalars and `None` stay."""
+    rows = order.tolist()
+
+    def reordered(value):
+        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
+            return value
+        return value[order.to(value.device)] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+
+    return {name: reordered(value) for name, value in batch.items()}
 
 
 def _sources(scored: torch.Tensor, starts: dict[int, tuple[int, int]]) -> torch.Tensor:

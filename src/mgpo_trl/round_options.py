@@ -42,8 +42,8 @@ class RoundOptions:
         prompts_file (`str`, *optional*):
             YAML file that replaces parts of the conversation template, see [`~mgpo_trl.prompts.PromptTemplate`].
         encode_once (`bool`, *optional*, defaults to `True`):
-            Compute the vision features of each distinct image once for all rollouts, rounds and passes of a step, where
-            the vision tower is frozen.
+            Compute the vision features of each distinct image once for all rollouts, rounds and passes of a step,
+            where the vision tower is frozen.
         share_prefix (`bool`, *optional*, defaults to `True`):
             Generation with transformers computes what contexts share once: a group's prompt, and in later rounds
             everything before the reply. Needs a sampler that it knows and no sharded weights; otherwise TRL's

@@ -43,9 +43,7 @@ def packed_logps(model, backbone, facts: RolloutFacts, input_ids, attention_mask
     """
     types, grids, num_images = images["mm_token_type_ids"], images["image_grid_thw"], images["num_images"]
     prompt_columns = input_ids.size(1) - facts.scored.size(1)
-    packed = pack_rows(
-        attention_mask, facts.scored, facts.prompts, _images_in(types[:, :prompt_columns]), num_images
-    )
+    packed = pack_rows(attention_mask, facts.scored, facts.prompts, _images_in(types[:, :prompt_columns]), num_images)
     positions, _ = backbone.get_rope_index(
         input_ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=attention_mask
     )

@@ -81,14 +81,18 @@ class _Job:
 
 
 def unknown_options(config: GenerationConfig) -> list[str]:
-    """Options of a generation config that [`SharedPrefixSampler`] does not know; empty where it can be used."""
+    """
+    Options of a generation config that [`SharedPrefixSampler`] does not know; empty where it can be used. `top_k` is
+    among them where it is unset and would matter: `generate` fills in a default of its own.
+    """
     harmless = {"no_repeat_ngram_size": (0, None)}
-    changed = config.to_diff_dict()
-    return sorted(
+    unset = ["top_k"] if config.do_sample and config.top_k is None else []
+    unknown = [
         name
-        for name, value in changed.items()
+        for name, value in config.to_diff_dict().items()
         if value is not None and (name not in KNOWN_OPTIONS or value not in harmless.get(name, (value,)))
-    )
+    ]
+    return sorted(unset + unknown)
 
 
 class SharedPrefixSampler:
@@ -147,8 +151,8 @@ class SharedPrefixSampler:
         cached = self._cached[row]
         if cached and context.ids[: len(cached.ids)] != cached.ids:
             raise ValueError(
-                f"Context {row} of round {context.round} does not continue that of the round before. Use a new sampler "
-                "for new rollouts."
+                f"Context {row} of round {context.round} does not continue that of the round before. Use a new "
+                "sampler for new rollouts."
             )
         positions, _ = self.backbone.get_rope_index(
             torch.tensor([context.ids]),
@@ -211,9 +215,7 @@ class _Decoding:
         """Sample until every row has ended or used up its budget. The last sampled token of a row is not cached."""
         for step in range(budget):
             token = self._choose()
-            for number, ended, chosen in zip(
-                self.numbers.tolist(), self.ended.tolist(), token.tolist(), strict=True
-            ):
+            for number, ended, chosen in zip(self.numbers.tolist(), self.ended.tolist(), token.tolist(), strict=True):
                 if not ended:
                     self.sampled[number].append(chosen)
             self.ended |= torch.isin(token, self.sampler.ends)
@@ -285,7 +287,9 @@ class ImageFeatures:
 
     def __init__(self, backbone, chat: VisionChat, batch: int = 16):
         self.backbone, self.chat, self.batch = backbone, chat, batch
-        self._known: dict[int, tuple[Image.Image, torch.Tensor]] = {}  # the image is kept, so that its id stays its own
+        self._known: dict[
+            int, tuple[Image.Image, torch.Tensor]
+        ] = {}  # the image is kept, so that its id stays its own
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
@@ -299,8 +303,7 @@ class ImageFeatures:
                 tensors["pixel_values"].to(device), tensors["image_grid_thw"].to(device), return_dict=True
             )
             self._known.update(
-                (id(image), (image, features))
-                for image, features in zip(chosen, output.pooler_output, strict=True)
+                (id(image), (image, features)) for image, features in zip(chosen, output.pooler_output, strict=True)
             )
         return [self._known[id(image)][1] for image in images]
 
@@ -351,7 +354,7 @@ def _assemble(rows: Sequence[_Cached | None], device) -> tuple[DynamicCache, tor
     cache = DynamicCache()
     if length == 0:
         return cache, mask
-    for number, (keys, values) in enumerate(next(row for row in rows if row).layers):
+    for number, (keys, _) in enumerate(next(row for row in rows if row).layers):
         parts = [keys.new_zeros(len(rows), keys.size(0), length, keys.size(2)) for _ in range(2)]
         for row, cached in enumerate(rows):
             if cached:
