@@ -91,6 +91,7 @@ def script(monkeypatch):
             turns = torch.tensor([[*turn, *[pad] * (length - len(turn))] for turn in turns])
             return torch.cat([input_ids, turns], dim=1)
 
+        monkeypatch.setattr(trainer, "_shares_prefix", False)
         monkeypatch.setattr(trainer.model, "generate", generate)
 
     return scripted

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 import torch
 from datasets import Image as ImageFeature
 from transformers import AutoProcessor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from .conversation import Conversation
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
+from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
 from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
+from .scoring import RolloutFacts, packed_logps
+from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -115,7 +122,19 @@ class MGPOTrainer(GRPOTrainer):
         self._rollouts: list[Rollout] = []
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._facts: RolloutFacts | None = None
+        models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
+        self._packs = args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
         self._suppress_vision_tokens()
+        self._shares_prefix = args.share_prefix and self._can_share_prefix()
+        self._features: ImageFeatures | None = None
+        self._sampler: SharedPrefixSampler | None = None
+
+    def _can_share_prefix(self) -> bool:
+        """Whether generation may run step by step on this process alone, with options that are known."""
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        other = self.use_vllm or self.use_transformers_continuous_batching
+        return not (sharded or other or unknown_options(self.generation_config))
 
     def _suppress_vision_tokens(self) -> None:
         """A sampled placeholder would have no image behind it: the position code fails on it."""
@@ -131,9 +150,22 @@ class MGPOTrainer(GRPOTrainer):
 
     # Generation
 
+    def _prepare_inputs(self, generation_batch):
+        """As in TRL, but the rollouts of a group stay together when the batch is shuffled: they share their prompt."""
+        if not (self._packs and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            batch = reorder(batch, grouped_order(batch["prompt_keys"]))
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(batch, steps)]
+        return self._buffered_inputs[self._step % steps]
+
     def _generate_and_score_completions(self, inputs):
         self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds)
         self._round = 1
+        self._features = ImageFeatures(self._bare_model(self.model).base_model, self.chat)
+        self._sampler = None
         rows = [
             {
                 **{name: value for name, value in row.items() if name not in ("image", "images")},
@@ -150,10 +182,16 @@ class MGPOTrainer(GRPOTrainer):
         device = output["completion_ids"].device
         turn_ids = [self._loss_turn_ids(rollout) for rollout in self._rollouts]
         output["turn_ids"] = pad_turn_ids(turn_ids, output["completion_ids"].size(1), device)
+        if self._packs:
+            facts = self._facts or self._facts_of_rollouts(output, output["completion_ids"].size(1), device)
+            self._facts = None
+            output["prompt_keys"] = facts.prompts
+            if facts.features is not None:
+                output["image_features"] = facts.features
         weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
-        self._rollouts = []
+        self._rollouts, self._features, self._sampler = [], None, None
         return output
 
     def _prompt(self, rollout: Rollout) -> list[dict]:
@@ -166,7 +204,7 @@ class MGPOTrainer(GRPOTrainer):
     def _multimodal_fields(self, contexts: Sequence[Context]) -> dict:
         for context, rollout in zip(contexts, self._rollouts, strict=True):
             self.chat.check_image_tokens(context.ids, context.images, rollout.id)
-        if self.use_vllm:  # vLLM encodes the images itself
+        if self.use_vllm or self._shares_prefix:  # they encode the images themselves
             return {}
         fields = self.chat.encode_images([image for context in contexts for image in context.images])
         return {**fields, "mm_token_type_ids": [self.chat.token_types(context.ids) for context in contexts]}
@@ -174,12 +212,30 @@ class MGPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """Each round has its own budget of tokens; everything else is TRL's."""
         budget = self.args.token_budgets[self._round - 1]
+        if self._shares_prefix:
+            return self._generate_shared(prompt_ids, images), None
         if self.use_vllm:
             self.vllm_generation.max_completion_length = budget
         else:
             self.generation_config.max_new_tokens = budget
             self.generation_kwargs["max_new_tokens"] = budget
         return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+
+    def _generate_shared(self, prompt_ids, images) -> list[list[int]]:
+        contexts = [Context(*one, self._round) for one in zip(prompt_ids, images, strict=True)]
+        with (
+            profiling_context(self, "shared_prefix.generate"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            if self._sampler is None:
+                self._sampler = SharedPrefixSampler(
+                    model, self.chat, self.generation_config, self.args.token_budgets, self._features
+                )
+            return [sampled.ids for sampled in self._sampler(contexts)]
 
     def _generate(self, prompts: list):
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = (
@@ -265,14 +321,77 @@ class MGPOTrainer(GRPOTrainer):
         return [0 if number in cut else number for number in turn_ids]
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        packs = self._packs and (self._facts or self._rollouts)
+        score = self._packed_logps if packs else super()._get_per_token_logps_and_entropies
+        output = score(*args, **kwargs)
         if kwargs.get("compute_entropy"):
             self._loss_outputs = (output[0].detach(), output[1].detach())
         return output
 
+    def _packed_logps(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **fields
+    ):
+        """TRL's method on packed rows: same results at sampled tokens, zero elsewhere."""
+        if self._facts is None:  # a pass before the first update, called by TRL while the batch is made
+            self._facts = self._facts_of_rollouts(fields, logits_to_keep, input_ids.device)
+        facts = self._facts
+        backbone = self._bare_model(model).base_model
+        starts = torch.tensor([0, *fields["num_images"]]).cumsum(0).tolist()
+        patches = torch.nn.functional.pad(fields["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).tolist()
+        parts = []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            end = min(start + size, len(input_ids))
+            images = {
+                "num_images": fields["num_images"][start:end],
+                "image_grid_thw": fields["image_grid_thw"][starts[start] : starts[end]],
+                "pixel_values": fields["pixel_values"][patches[starts[start]] : patches[starts[end]]],
+                "mm_token_type_ids": fields["mm_token_type_ids"][start:end],
+            }
+            with self.accelerator.autocast():
+                parts.append(
+                    packed_logps(
+                        model,
+                        backbone,
+                        facts.rows(start, end, logits_to_keep),
+                        input_ids[start:end],
+                        attention_mask[start:end],
+                        images,
+                    )  # fmt: skip
+                )
+        logps = torch.cat([logps for logps, _ in parts])
+        return logps, torch.cat([entropies for _, entropies in parts]) if compute_entropy else None, None
+
+    def _facts_of_rollouts(self, fields: dict, columns: int, device) -> RolloutFacts:
+        """Facts of the rollouts that were just generated, for the passes before the first update."""
+        turn_ids = pad_turn_ids([flatten(rollout).turn_ids for rollout in self._rollouts], columns, device)
+        features = None
+        tower = self._bare_model(self.model).base_model.visual
+        if self.args.encode_once and not any(parameter.requires_grad for parameter in tower.parameters()):
+            with self.accelerator.autocast():
+                features = [self._features(rollout.images) for rollout in self._rollouts]
+        numbers: dict = {}
+        for rollout in self._rollouts:
+            numbers.setdefault((tuple(rollout.prompt_ids), id(rollout.view)), len(numbers))
+        prompts = [numbers[tuple(rollout.prompt_ids), id(rollout.view)] for rollout in self._rollouts]
+        return RolloutFacts(turn_ids > 0, prompts, features)
+
+    def _facts_of_batch(self, inputs) -> RolloutFacts | None:
+        """Facts of a (micro-)batch, which travelled with it."""
+        if "prompt_keys" not in inputs:
+            return None
+        return RolloutFacts(inputs["turn_ids"] > 0, inputs["prompt_keys"], inputs.get("image_features"))
+
+    def _bare_model(self, model):
+        """The transformers model inside DDP and PEFT."""
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
     def _compute_loss(self, model, inputs):
         weights = turn_weights(inputs["turn_ids"], self.args.turn_loss_weights)
+        self._facts = self._facts_of_batch(inputs)
         loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
+        self._facts = None
         self._log_turns(inputs)
         return loss
 

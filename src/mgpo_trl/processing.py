@@ -87,6 +87,11 @@ class VisionChat:
         """Number of placeholder tokens of a fitted image."""
         return (image.width // self.factor) * (image.height // self.factor)
 
+    def grid(self, image: Image.Image) -> tuple[int, int, int]:
+        """Frames, rows and columns of patches of a fitted image: its line of `image_grid_thw`."""
+        patch = self.image_processor.patch_size
+        return (1, image.height // patch, image.width // patch)
+
     def prompt_ids(self, messages: list[dict], images: Sequence[Image.Image]) -> list[int]:
         """Ids of `messages` up to and including the header of the next assistant turn."""
         text = self._render(messages, add_generation_prompt=True)

@@ -41,6 +41,17 @@ class RoundOptions:
             `[0, 1]` trains the last of two rounds only, exactly as if the other had no tokens.
         prompts_file (`str`, *optional*):
             YAML file that replaces parts of the conversation template, see [`~mgpo_trl.prompts.PromptTemplate`].
+        encode_once (`bool`, *optional*, defaults to `True`):
+            Compute the vision features of each distinct image once for all rollouts, rounds and passes of a step,
+            where the vision tower is frozen.
+        share_prefix (`bool`, *optional*, defaults to `True`):
+            Generation with transformers computes what contexts share once: a group's prompt, and in later rounds
+            everything before the reply. Needs a sampler that it knows and no sharded weights; otherwise TRL's
+            generation is used. vLLM does this by itself.
+        pack_loss (`bool`, *optional*, defaults to `True`):
+            Pack the rollouts of a micro-batch into one row for the loss passes: no padding, a group's prompt stands
+            there once, and only sampled tokens reach the LM head. Same log-probabilities and gradients. Needs `sdpa`
+            attention; otherwise TRL's padded pass is used.
     """
 
     max_completion_length: int = field(
@@ -78,6 +89,15 @@ class RoundOptions:
     )
     prompts_file: str | None = field(
         default=None, metadata={"help": "YAML file that replaces parts of the conversation template."}
+    )
+    encode_once: bool = field(
+        default=True, metadata={"help": "Encode each distinct image once a step where the vision tower is frozen."}
+    )
+    share_prefix: bool = field(
+        default=True, metadata={"help": "Generation computes a group's prompt once and keeps its cache over rounds."}
+    )
+    pack_loss: bool = field(
+        default=True, metadata={"help": "Loss passes without padding, with a group's prompt computed once."}
     )
 
     def check_rounds(self) -> None:

@@ -30,18 +30,18 @@ class WarmStartRecipe:
     """Most steps of the first stage."""
     seeing_enough: float = 0.95
     """Mean probability of the exact box on scenes set aside at which the first stage ends, once reading is learnt."""
-    talking_steps: int = 80
+    talking_steps: int = 160
     """Steps of the second stage."""
     talking_lr: float = 1.5e-3
     """Falls to a tenth along a cosine."""
     talking_batch: int = 32
     direct_share: float = 0.15
     """Share of one-round dialogues, answered with a guess."""
-    given_share: float = 0.25
+    given_share: float = 0.2
     """Share of two-round dialogues whose box is the card, but is read only: they teach to answer, not to point."""
-    target_share: float = 0.2
+    target_share: float = 0.25
     """Share of two-round dialogues that teach the box of the card."""
-    centre_share: float = 0.3
+    centre_share: float = 0.33
     """Share that teach the centre, a habit that keeps the greedy hit rate low; the rest teach a uniform cell."""
     hit_ceiling: float = 1.0
     """Chance of a right box above which the second stage is drawn out with uniform cells in place of the card."""
@@ -55,7 +55,7 @@ class WarmStartRecipe:
 class RLRecipe:
     """Group-relative policy optimisation on right or wrong answers alone."""
 
-    steps: int = 80
+    steps: int = 120
     prompts: int = 8
     """Questions in a step."""
     num_generations: int = 16

@@ -1,0 +1,80 @@
+"""Log-probabilities of packed rollouts: what the loss passes compute, without padding or repetition."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .packing import PackedRows, pack_rows
+
+
+@dataclass(frozen=True)
+class RolloutFacts:
+    """What a loss pass needs of a batch beside TRL's tensors; one entry for each of B rollouts."""
+
+    scored: torch.Tensor
+    """Shape (B, C), bool: tokens that the model sampled."""
+    prompts: Sequence[Hashable]
+    """Equal where prompts are, images included."""
+    features: Sequence[Sequence[torch.Tensor]] | None = None
+    """For each image of each rollout its vision features (tokens, hidden), shared by reference; `None` where the
+    vision tower is trained and has to run within the pass."""
+
+    def rows(self, start: int, end: int, columns: int) -> "RolloutFacts":
+        """The facts of some rollouts, with `columns` completion columns."""
+        features = None if self.features is None else self.features[start:end]
+        return RolloutFacts(self.scored[start:end, :columns], self.prompts[start:end], features)
+
+
+def packed_logps(model, backbone, facts: RolloutFacts, input_ids, attention_mask, images: dict):
+    """
+    Log-probability and entropy of the sampled tokens of a padded batch, computed in one packed row.
+
+    Args:
+        model: The model as it is trained (PEFT, DDP and the like around it), with TRL's fused LM head.
+        backbone: Its backbone, which has the position code (`get_rope_index`).
+        facts ([`RolloutFacts`]): Which tokens count, which prompts are shared.
+        input_ids (`torch.Tensor`), attention_mask (`torch.Tensor`): Shape (B, P+C).
+        images (`dict`): `image_grid_thw` (images, 3), `num_images` of each rollout, `mm_token_type_ids` (B, P+C), and
+            `pixel_values` (patches, dimension), which is read only without `facts.features`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities and entropies, (B, C), zero where not scored.
+    """
+    types, grids, num_images = images["mm_token_type_ids"], images["image_grid_thw"], images["num_images"]
+    prompt_columns = input_ids.size(1) - facts.scored.size(1)
+    packed = pack_rows(attention_mask, facts.scored, facts.prompts, _images_in(types[:, :prompt_columns]), num_images)
+    positions, _ = backbone.get_rope_index(
+        input_ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=attention_mask
+    )
+    outputs = model(
+        input_ids=packed.gather(input_ids),
+        attention_mask={"full_attention": packed},
+        position_ids=packed.gather(positions),
+        shift_labels=input_ids[:, prompt_columns:][facts.scored].unsqueeze(0),
+        fused_lm_head=True,
+        **_image_inputs(packed, facts, images),
+    )
+    return packed.scatter(outputs.log_probs), packed.scatter(outputs.entropy) if outputs.entropy is not None else None
+
+
+def _images_in(types: torch.Tensor) -> list[int]:
+    """Number of runs of image placeholders in each row (B, P)."""
+    before = torch.nn.functional.pad(types, (1, 0))[:, :-1]
+    return ((types == 1) & (before != 1)).sum(1).tolist()
+
+
+def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict) -> dict:
+    """The images of a packed row in the order of their placeholders, as features or as pixels."""
+    if facts.features is not None:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        features = [facts.features[row][number] for row, number in packed.image_owners]
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+    starts = torch.tensor([0, *images["num_images"]]).cumsum(0).tolist()
+    wanted = [starts[row] + number for row, number in packed.image_owners]
+    by_image = images["pixel_values"].split(images["image_grid_thw"].prod(-1).tolist())
+    return {
+        "pixel_values": torch.cat([by_image[number] for number in wanted]),
+        "image_grid_thw": images["image_grid_thw"][wanted],
+    }
