@@ -13,6 +13,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
+    "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "evaluation": 3,
@@ -22,8 +23,20 @@ LAYERS = {  # a module imports from its own package or from lower layers only
 }  # fmt: skip
 SIBLINGS = {("image_loading", "images"), ("mgpo_config", "round_options"), ("builtin.__main__", "builtin.run")}
 """Pairs inside one layer, in the only direction that they go."""
-NO_TORCH = ["boxes", "geometry", "images", "prompts", "answers", "records", "rollout", "rewards", "viewer", "data", "image_loading"]
-NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "scripts"]
+NO_TORCH = [
+    "boxes",
+    "geometry",
+    "images",
+    "prompts",
+    "answers",
+    "records",
+    "rollout",
+    "rewards",
+    "viewer",
+    "data",
+    "image_loading",
+]
+NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "gallery", "scripts"]
 
 
 def key_of(module):

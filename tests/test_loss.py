@@ -49,6 +49,7 @@ def gradient(trainer, batch, monkeypatch, loss_type, *, beta=0.0, weights=None, 
     for name, value in {"loss_type": loss_type, "beta": beta, **attributes}.items():
         monkeypatch.setattr(trainer, name, value)
     monkeypatch.setattr(trainer.args, "turn_loss_weights", weights)
+    monkeypatch.setattr(trainer, "_packs", False)  # the padded pass, whose log-probabilities are replaced
     fake = lambda *args, **kwargs: (logps, entropies, None)  # noqa: E731
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", fake)
     items = torch.tensor(float(sum((weights or [1.0, 1.0])[turn - 1] for turn in batch["turn_ids"].flatten() if turn)))
@@ -137,6 +138,7 @@ def test_an_entropy_bonus_acts_on_sampled_tokens_only(scripted, monkeypatch, los
     fake = lambda *args, **kwargs: (torch.zeros_like(entropies), entropies, None)  # noqa: E731
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", fake)
     for name, value in {
+        "_packs": False,
         "_entropy_bonus_enabled": True,
         "entropy_coef": 0.1,
         "loss_type": loss_type,

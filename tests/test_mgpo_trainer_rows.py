@@ -9,7 +9,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from scripted import ANSWER, BOX, box_text, generate, group_rows, photos_dataset
 
-import mgpo_trl.rollout
+import mgpo_trl.image_loading
 from mgpo_trl.images import ImageError, open_image
 from mgpo_trl.processing import vision_token_ids
 
@@ -76,7 +76,7 @@ def test_an_image_is_opened_once_for_a_generation_batch(make_trainer, photos, tm
         dataset = dataset.cast_column("image", ImageFeature(decode=source == "decoded"))
     opened = []
     count = lambda image, name: opened.append(name) or open_image(image, name)  # noqa: E731
-    monkeypatch.setattr(mgpo_trl.rollout, "open_image", count)
+    monkeypatch.setattr(mgpo_trl.image_loading, "open_image", count)
     make_trainer(dataset, num_generations=4, per_device_train_batch_size=8).train()
     assert sorted(opened) == ["photo-0", "photo-1"]
 

@@ -245,6 +245,7 @@ def grid_size(grid):
 
 def script_first_round(trainer, boxes, monkeypatch):
     """Round 1 names a box for each rollout. In round 2 the model samples the second answer; the first is written."""
+    monkeypatch.setattr(trainer, "_shares_prefix", False)
     original, calls = trainer.model.generate, []
     tokenizer, end = trainer.chat.tokenizer, trainer.chat.end_of_turn_id
 

@@ -29,7 +29,8 @@ def test_keys_of_the_report():
         "accuracy", "n", "n_questions", "by_category", "valid_ratio", "status", "crop_area", "coverage", "hit_rate",
         "stderr", "turns", "max_pixels", "min_pixels", "num_rounds", "decoding", "bad_rows", "prompts_fingerprint",
         "protocol_version", "commit", "dirty", "seed", "model", "dataset", "split", "n_expected",
-        "n_clusters", "counting", "protocol", "left_out", "num_samples", "shuffle_choices", "official", "view_decoding",
+        "n_clusters", "counting", "protocol", "left_out", "num_samples", "shuffle_choices", "official",
+        "view_decoding",
     }  # fmt: skip
     assert set(report["accuracy"]) == {"strict", "flexible", "stderr"}
     assert set(report["accuracy"]["stderr"]) == {"strict", "flexible"}

@@ -19,6 +19,7 @@ from mgpo_trl.round_options import RoundOptions
 
 SIGNATURES = {
     "_generate_and_score_completions": ["inputs"],
+    "_prepare_inputs": ["generation_batch"],
     "_tokenize_prompts": ["prompts"],
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_generate": ["prompts"],
@@ -74,6 +75,21 @@ def test_the_log_probability_pass():
     text = source(GRPOTrainer._get_per_token_logps_and_entropies)
     assert "return logps, entropies, aux_loss" in text
     assert "compute_entropy=True" in source(GRPOTrainer._compute_loss), "the loss pass no longer asks for the entropy"
+
+
+def test_the_buffer_of_micro_batches():
+    """`_prepare_inputs` is written again to keep groups together: these are the lines that it follows."""
+    text = source(GRPOTrainer._prepare_inputs)
+    for line in (
+        "generate_every = self.args.steps_per_generation * self.num_iterations",
+        "if self._step % generate_every == 0 or self._buffered_inputs is None:",
+        "generation_batch = split_pixel_values_by_grid(generation_batch) "
+        "generation_batch = shuffle_sequence_dict(generation_batch) "
+        "generation_batches = split_tensor_dict(generation_batch, self.args.steps_per_generation) "
+        "self._buffered_inputs = [unsplit_pixel_values_by_grid(batch) for batch in generation_batches]",
+        "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]",
+    ):
+        assert line in text, f"GRPOTrainer._prepare_inputs no longer has: {line}"
 
 
 def test_generation_hands_over_what_we_return():

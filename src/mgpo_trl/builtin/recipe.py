@@ -55,7 +55,7 @@ class WarmStartRecipe:
 class RLRecipe:
     """Group-relative policy optimisation on right or wrong answers alone."""
 
-    steps: int = 120
+    steps: int = 150
     prompts: int = 8
     """Questions in a step."""
     num_generations: int = 16

@@ -63,6 +63,7 @@ class EvalArguments:
             "choices": list(VIEW_DECODING),
         },
     )
+    pictures: int = field(default=2000, metadata={"help": "Rollouts that get small pictures in report.html."})
     image_threads: int = field(default=THREADS, metadata={"help": "Threads that decode images; 0 for none."})
     num_rounds: int | None = field(default=None, metadata={"help": "1 answers directly, 2 is MGPO, more zoom again."})
     max_pixels: str | None = field(default=None, metadata={"help": "Pixel budget, as 1003520 or 1280x28x28."})

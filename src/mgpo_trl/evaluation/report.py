@@ -1,4 +1,4 @@
-"""The report of an evaluation: `report.json` for programs, `report.md` for people. Needs records, no model."""
+"""The report of an evaluation: `report.json` for programs, `report.md` and `report.html` for people."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 from ..records import RecordError, read_rollouts, read_run, write_atomically, write_json
 from .extractors import EXTRACTORS
+from .html_report import write_html
 from .metrics import Metrics
 from .tables import markdown_table, percent, report_tables
 
@@ -70,7 +71,7 @@ def write_report(directory: str | os.PathLike, report: Mapping[str, Any]) -> Pat
 
 def rescore(directory: str | os.PathLike, official: str | None = None) -> dict[str, Any]:
     """
-    Scores the rollouts of a run again, without its model, and writes the report.
+    Scores the rollouts of a run again, without its model, and writes the report in its three forms.
 
     Args:
         directory (`str` or `os.PathLike`): Directory with `run.json` and `rollouts.jsonl`.
@@ -79,14 +80,16 @@ def rescore(directory: str | os.PathLike, official: str | None = None) -> dict[s
     Returns:
         `dict`: the report.
     """
-    report = build_report(read_rollouts(Path(directory)), read_run(directory), official)
+    run = read_run(directory)
+    report = build_report(read_rollouts(Path(directory)), run, official)
     write_report(directory, report)
+    write_html(directory, title(report), _notes(report), report, run)
     return report
 
 
 def format_report(report: Mapping[str, Any]) -> str:
     """The report in Markdown. The title carries n, the pixel cap and the decoding."""
-    lines = [f"# {title(report)}", "", *_notes(report)]
+    lines = [f"# {title(report)}", "", *(line for note in _notes(report) for line in (note, ""))]
     for table in report_tables(report):
         lines += [*markdown_table(table), ""]
     prompts = f"Prompts `{report['prompts_fingerprint']}`, protocol {report['protocol_version']}"
@@ -124,6 +127,8 @@ def said_decoding(decoding: Any) -> str:
     """How answers were decoded, for a title."""
     if decoding is None:
         return "decoding not recorded"
+    if isinstance(decoding, Mapping) and decoding.get("mode") == "greedy":
+        return "greedy"
     if isinstance(decoding, Mapping):
         return ", ".join(f"{name} {value}" for name, value in decoding.items())
     return str(decoding)
@@ -133,18 +138,20 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     notes = []
     expected = report.get("n_expected")
     if expected is not None and expected != report["n"]:
-        notes.append(f"**Not finished: {report['n']} of {expected} rollouts.**")
+        notes.append(f"Not finished: {report['n']} of {expected} rollouts.")
     if report["n_questions"] != report["n"]:
         notes.append(f"{report['n_questions']} questions; standard errors allow for several rollouts of one question.")
     if report["n_clusters"] != report["n_questions"]:
         notes.append(f"{report['n_clusters']} groups of questions (by image); standard errors are clustered by them.")
     if report.get("left_out"):
         notes.append(f"{report['left_out']} rows without target boxes cannot be played with an oracle crop.")
+    if report.get("protocol") not in (None, "direct", "mgpo"):
+        notes.append("Grounding figures are of the boxes that the model named, not of the regions that came back.")
     if report.get("official"):
         notes.append(f"`official` is {EXTRACTORS[report['official']][1]}. It is looser than `strict`.")
     if report["bad_rows"]:
         notes.append(f"{len(report['bad_rows'])} bad rows of the data set were skipped; `{REPORT_JSON}` lists them.")
-    return [line for note in notes for line in (note, "")]
+    return notes
 
 
 def _commit(report: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..conversation import Conversation
 from ..data import LoadedRows
+from ..gallery import PictureWriter
 from ..generation import ModelGenerator, load_for_inference
 from ..image_loading import ImageLoader
 from ..processing import parse_pixels
@@ -38,6 +39,8 @@ class Player:
     """Where the records go; what it has seen counts as done."""
     wanted: set[str]
     """Ids to be played."""
+    pictures: PictureWriter | None = None
+    """Where small pictures for the report go."""
 
     @property
     def todo(self) -> set[str]:
@@ -47,8 +50,8 @@ class Player:
 
 def run_evaluation(args: EvalArguments, rows: LoadedRows) -> dict[str, Any]:
     """
-    Evaluate a model and write `run.json`, `rollouts.jsonl`, `report.json` and `report.md`; with several protocols, in
-    one directory for each, and `protocols.json` and `protocols.md` over them.
+    Evaluate a model and write `run.json`, `rollouts.jsonl`, `report.json`, `report.md` and `report.html`; with several
+    protocols, in one directory for each, and `protocols.json` and `protocols.md` over them.
 
     A directory that holds a part of the same evaluation is continued: rollouts that are there are kept and not played
     again.
@@ -81,6 +84,7 @@ def run_evaluation(args: EvalArguments, rows: LoadedRows) -> dict[str, Any]:
                 ModelGenerator(model, template.chat, _budgets(conversation, protocol), args.temperature, args.top_p),
                 stack.enter_context(RolloutWriter(directories[protocol.name] / "rollouts.jsonl")),
                 wanted[protocol.name],
+                stack.enter_context(PictureWriter(directories[protocol.name], args.pictures)),
             )
             for protocol in protocols
         ]
@@ -126,6 +130,8 @@ def _play(player: Player, rows: list[dict], opened: dict, first: SharedFirstRoun
         first.generate = generate
         generate = first.for_rollouts(rollouts)
     for rollout in player.protocol.play(rollouts, generate, player.template):
+        if player.pictures is not None:
+            player.pictures.add(rollout)
         player.writer.write({**rollout.to_record(), "protocol": player.protocol.name})
 
 
@@ -230,7 +236,14 @@ def _write_record(
     )
     # A start that failed before its first rollout does not bind the directory to its options.
     nothing_yet = not seen_ids(directory)
-    free = ("config.device", "config.output_dir", "config.scoring", "config.image_threads", "official")
+    free = (
+        "config.device",
+        "config.output_dir",
+        "config.scoring",
+        "config.image_threads",
+        "config.pictures",
+        "official",
+    )
     write_run(directory, record, ignore=free, overwrite=nothing_yet)
 
 
