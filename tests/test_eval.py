@@ -387,3 +387,93 @@ def test_without_skip_bad_rows_the_first_bad_row_stops_the_evaluation(my_file, t
     with pytest.raises(ValueError, match="row 1.*image.*gone.png"):
         evaluate(*arguments)
     assert not (tmp_path / "out").exists()
+
+
+# protocols
+
+
+PROTOCOLS = ["direct", "mgpo", "no-crop", "oracle-crop", "crop-only"]
+
+
+@pytest.fixture(scope="module")
+def protocols(tiny_dir, tmp_path_factory):
+    """Five protocols on the real tiny model; a box comes by luck only, so most fall back."""
+    directory = tmp_path_factory.mktemp("protocols")
+    evaluate(*needle(tiny_dir, directory, "--protocol", *PROTOCOLS))
+    return directory
+
+
+def test_protocols_share_their_first_turn(protocols):
+    texts = {name: [r["turns"][0]["text"] for r in read_rollouts(protocols / name)] for name in PROTOCOLS}
+    assert len(texts["mgpo"]) == LIMIT and texts["direct"] != texts["mgpo"]
+    assert texts["mgpo"] == texts["no-crop"] == texts["oracle-crop"] == texts["crop-only"]
+    for name in PROTOCOLS:
+        run = read_run(protocols / name)
+        assert (run["protocol"], run["num_rounds"]) == (name, 1 if name == "direct" else 2)
+        assert {record["protocol"] for record in read_rollouts(protocols / name)} == {name}
+        assert (protocols / name / "report.html").is_file() and report_of(protocols / name)["protocol"] == name
+    oracle = [record["turns"][0]["box"] for record in read_rollouts(protocols / "oracle-crop")]
+    assert all(box["shown_px"] is not None for box in oracle)
+    joint = json.loads((protocols / "protocols.json").read_text())
+    assert set(joint["protocols"]) == set(PROTOCOLS) and joint["crop_utility"]["mgpo - no-crop"]["n"] == LIMIT
+    assert "max_pixels 7,056" in (protocols / "protocols.md").read_text()
+
+
+def test_one_protocol_alone_gives_the_same(protocols, two_rounds):
+    texts = [[turn["text"] for turn in record["turns"]] for record in read_rollouts(two_rounds)]
+    assert texts == [[turn["text"] for turn in record["turns"]] for record in read_rollouts(protocols / "mgpo")]
+
+
+def test_protocols_are_continued_after_a_kill(protocols, tiny_dir, tmp_path):
+    """Half of one protocol is missing, and another has nothing yet."""
+    for name in PROTOCOLS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes((protocols / name / "run.json").read_bytes())
+        lines = (protocols / name / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
+        keep = {"mgpo": 6, "no-crop": 0}.get(name, LIMIT)
+        (tmp_path / name / "rollouts.jsonl").write_bytes(b"".join(lines[:keep]))
+    evaluate(*needle(tiny_dir, tmp_path, "--protocol", *PROTOCOLS))
+    for name in PROTOCOLS:
+        records = list(read_rollouts(tmp_path / name))
+        assert records == list(read_rollouts(protocols / name))
+
+
+def test_samples_of_a_question(tiny_dir, tmp_path):
+    evaluate(*needle(tiny_dir, tmp_path, "--num_samples", 3, "--temperature", 1.0, limit=4))
+    report = report_of(tmp_path)
+    assert (report["n"], report["n_questions"], report["num_samples"]) == (12, 4, 3)
+    assert "Avg@3" in (tmp_path / "report.md").read_text().splitlines()[0]
+    texts = [record["turns"][0]["text"] for record in read_rollouts(tmp_path)]
+    assert len(set(texts)) > 6
+    with pytest.raises(ValueError, match="needs a `--temperature` above 0"):
+        evaluate(*needle(tiny_dir, tmp_path, "--num_samples", 3))
+
+
+def test_draft_views_and_shuffled_choices_are_conditions(tiny_dir, tmp_path):
+    evaluate(*needle(tiny_dir, tmp_path, "--view_decoding", "draft", "--shuffle_choices", 4, limit=4))
+    first = (tmp_path / "report.md").read_text().splitlines()[0]
+    assert "views decoded as draft" in first and "choices shuffled, seed 4" in first
+    with pytest.raises(RecordError, match="config.shuffle_choices"):
+        evaluate(*needle(tiny_dir, tmp_path, "--view_decoding", "draft", limit=4))
+
+
+def test_the_oracle_needs_boxes(tiny_dir, tmp_path):
+    rows = [{**row, "target_boxes": None} for row in make_dataset("needle", "heldout", 2, 0)]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for row in rows:
+        (folder / f"{row['id']}.png").write_bytes(row.pop("image")["bytes"])
+        row["image"] = f"{row['id']}.png"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = needle(tiny_dir, tmp_path / "out", "--protocol", "oracle-crop")
+    arguments[arguments.index("builtin:needle")] = str(folder / "rows.jsonl")
+    with pytest.raises(ValueError, match="oracle-crop needs `target_boxes`"):
+        evaluate(*arguments)
+
+
+@pytest.mark.parametrize("tokens", [640, 1280, 4096, 16384])
+def test_every_pixel_cap_stands_in_the_title(tiny_dir, tmp_path, tokens):
+    arguments = needle(tiny_dir, tmp_path, limit=1)
+    arguments[arguments.index("84x84")] = f"{tokens}x28x28"
+    evaluate(*arguments)
+    assert f"= {tokens}x28x28" in (tmp_path / "report.md").read_text().splitlines()[0]
