@@ -26,6 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev$(if $(DEVICES),$(comma)gpu)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval  # its model class is tested
 	touch $@
 
 comma := ,

@@ -11,9 +11,10 @@ SRC = Path(__file__).parents[1] / "src" / "mgpo_trl"
 
 LAYERS = {  # a module imports from its own package or from lower layers only
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
+    "points": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
-    "gallery": 2,
+    "gallery": 2, "inference": 3, "integrations": 4,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "evaluation": 3,
@@ -21,7 +22,12 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "scripts": 5,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
 }  # fmt: skip
-SIBLINGS = {("image_loading", "images"), ("mgpo_config", "round_options"), ("builtin.__main__", "builtin.run")}
+SIBLINGS = {
+    ("image_loading", "images"),
+    ("points", "boxes"),
+    ("mgpo_config", "round_options"),
+    ("builtin.__main__", "builtin.run"),
+}
 """Pairs inside one layer, in the only direction that they go."""
 NO_TORCH = [
     "boxes",
@@ -116,7 +122,7 @@ def test_importing_the_package_prints_and_writes_nothing(tmp_path):
 def test_public_names():
     import mgpo_trl
 
-    assert mgpo_trl.__all__ == ["MGPOConfig", "MGPOTrainer"]
+    assert mgpo_trl.__all__ == ["GroundedVQA", "MGPOConfig", "MGPOTrainer"]
     assert mgpo_trl.MGPOConfig.__module__ == "mgpo_trl.mgpo_config"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         mgpo_trl.nothing  # noqa: B018

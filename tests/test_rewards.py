@@ -1,10 +1,13 @@
 """Reward functions as TRL calls them: lists in, one float a completion out, only the answer turn read."""
 
 import inspect
+import json
 
 import pytest
+from PIL import Image
 
-from mgpo_trl.rewards import accuracy_reward, answer_text, flexible_accuracy_reward, format_reward
+from mgpo_trl.rewards import accuracy_reward, answer_text, flexible_accuracy_reward, format_reward, point_reward
+from mgpo_trl.rollout import Rollout, Turn
 
 CHOICES = ["red", "green", "blue"]
 BOX_TURN = {"role": "assistant", "content": r'[{"bbox_2d": [1, 2, 3, 4]}] \boxed{C}'}
@@ -79,3 +82,43 @@ def test_rewards_are_plain_functions_with_names():
     for reward in (accuracy_reward, flexible_accuracy_reward, format_reward):
         assert inspect.isfunction(reward) and reward.__name__.endswith("_reward")
         assert inspect.signature(reward).parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
+
+
+# points
+
+
+def counted(texts, size=(1000, 500), view=(100, 50), coordinates="absolute"):
+    image, view = Image.new("RGB", size), Image.new("RGB", view)
+    turns = [Turn([1], text, False) for text in texts]
+    return Rollout("q", "How many?", image, view, [0], coordinates=coordinates, turns=turns)
+
+
+def points_text(points):
+    return json.dumps([{"point_2d": list(point)} for point in points])
+
+
+def test_the_point_reward_is_f1_in_original_pixels():
+    """Worked example: three named, two known, two within the radius of 56 pixels (5 % of the diagonal)."""
+    known = [[100, 100], [900, 400]]
+    rollouts = [
+        counted([points_text([(10, 10), (91, 41), (50, 25)])]),
+        counted([points_text([(10, 10), (90, 40)])]),
+        counted(["none", points_text([(10, 10)])]),
+        counted(["I count 2"]),
+        counted([points_text([(100, 200), (900, 800)])], coordinates="relative_1000"),
+        counted([points_text([(10, 16)])]),
+    ]
+    rewards = point_reward(["x"] * 6, rollouts=rollouts, points=[known] * 6, answer=["2"] * 6)
+    assert rewards == pytest.approx([0.8, 1.0, 2 / 3, 0.0, 1.0, 0.0])
+
+
+def test_no_things_and_no_points_agree():
+    rollouts = [counted(["I count 0"]), counted([points_text([(1, 1)])]), counted(["I count 0"])]
+    assert point_reward([""] * 3, rollouts=rollouts, points=[[], [], None]) == [1.0, 0.0, None]
+
+
+def test_what_the_point_reward_needs_is_named():
+    with pytest.raises(ValueError, match="needs the dataset column `points`"):
+        point_reward(["x"], rollouts=[counted(["x"])])
+    with pytest.raises(ValueError, match="needs the argument `rollouts`"):
+        point_reward(["x"], points=[[]])

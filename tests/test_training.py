@@ -1,6 +1,7 @@
 """Short real trainings of the tiny model: what GRPO offers still works, whatever the number of rounds."""
 
 import asyncio
+import json
 import math
 
 import pandas as pd
@@ -11,7 +12,7 @@ from datasets import Image as ImageFeature
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText
 
-from mgpo_trl.rewards import accuracy_reward
+from mgpo_trl.rewards import accuracy_reward, point_reward
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 SMALL = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 2}
@@ -263,3 +264,24 @@ def tmp_image(tmp_path, number):
     path = tmp_path / f"{number}.jpg"
     Image.new("RGB", (100 + 50 * number, 80), (number * 90, 40, 200)).save(path)
     return str(path)
+
+
+def test_points_and_counts_are_rewarded_together(make_trainer, script, photos):
+    """Counting in one round: the columns of the dataset reach the rewards, and their weighted sum is the reward."""
+    known = [[[20.0, 20.0], [300.0, 100.0]], None]
+    rows = [{**photos[n], "choices": None, "answer": "2", "points": known[n]} for n in range(2)]
+    features = {"image": ImageFeature(decode=False)}
+    dataset = Dataset.from_list(rows).cast_column("image", features["image"])
+    trainer = make_trainer(
+        dataset, [accuracy_reward, point_reward], num_rounds=1, round_token_budgets=[96], reward_weights=[1.0, 0.5]
+    )
+    view = (112, 56)  # of the first photo, 400 x 200
+    pointed = [{"point_2d": [round(x * view[0] / 400), round(y * view[1] / 200)]} for x, y in known[0]]
+    texts = [f"{json.dumps(pointed)} \\boxed{{2}}", "\\boxed{3}", "\\boxed{2}", "no"]
+    ids = [[*trainer._tokenizer(text)["input_ids"], trainer._tokenizer.eos_token_id] for text in texts]
+    script(trainer, ids)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/accuracy_reward/mean"] == 0.5
+    assert log["rewards/point_reward/mean"] == 0.5  # over the two rows whose points are known: 1 and 0
+    assert log["reward"] == pytest.approx((1.5 + 0.0 + 1.0 + 0.0) / 4)

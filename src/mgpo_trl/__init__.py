@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .inference import GroundedVQA
     from .mgpo_config import MGPOConfig
     from .mgpo_trainer import MGPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["MGPOConfig", "MGPOTrainer"]
+__all__ = ["GroundedVQA", "MGPOConfig", "MGPOTrainer"]
 
-_MODULES = {"MGPOConfig": "mgpo_config", "MGPOTrainer": "mgpo_trainer"}
+_MODULES = {"GroundedVQA": "inference", "MGPOConfig": "mgpo_config", "MGPOTrainer": "mgpo_trainer"}
 
 
 def __getattr__(name: str):

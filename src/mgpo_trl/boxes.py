@@ -133,7 +133,7 @@ def parse_box(
     for respect_strings in (True, False):
         values = list(_decode_objects(text, respect_strings))
         found_json = found_json or bool(values)
-        entries = (entry for value in values for entry in _box_entries(value))
+        entries = (entry for value in values for entry in _entries(value, BOX_KEYS))
         boxes = [_judge_entry(entry, view_size, coordinates, min_side, max_aspect) for entry in entries]
         if boxes:
             return next((box for box in boxes if box.ok), boxes[0])
@@ -238,13 +238,23 @@ def _is_json_list(text: str) -> bool:
     return isinstance(_decode(body.strip()), list)
 
 
-def _box_entries(value) -> Iterator[dict]:
-    """Every object with a box key inside a JSON value, in the order of the text (a loop: lists may nest deeply)."""
+def json_entries(text: str, keys: Sequence[str]) -> list[dict]:
+    """Every JSON object of a text that has one of the keys, in order. Never raises, and takes linear time."""
+    for respect_strings in (True, False):
+        values = _decode_objects(text, respect_strings)
+        entries = [entry for value in values for entry in _entries(value, keys)]
+        if entries:
+            return entries
+    return []
+
+
+def _entries(value, keys: Sequence[str]) -> Iterator[dict]:
+    """Every object with one of the keys inside a JSON value, in the order of the text (a loop: lists nest deeply)."""
     todo = [value]
     while todo:
         item = todo.pop()
         if isinstance(item, dict):
-            if any(key in item for key in BOX_KEYS):
+            if any(key in item for key in keys):
                 yield item
             item = list(item.values())
         if isinstance(item, list):
@@ -255,14 +265,15 @@ def _judge_entry(entry: dict, view_size: tuple[int, int], coordinates: str, min_
     label = entry.get("label")
     label = label.encode("utf-8", "replace").decode("utf-8") if isinstance(label, str) else None
     numbers = next(entry[key] for key in BOX_KEYS if key in entry)
-    if not (isinstance(numbers, list) and len(numbers) == 4 and all(map(_is_number, numbers))):
+    if not (isinstance(numbers, list) and len(numbers) == 4 and all(map(is_number, numbers))):
         return Box(BoxStatus.NOT_NUMBERS, label=label)
     box_view_px = _text_to_view(numbers, view_size, coordinates)
     status = _check_box(box_view_px, view_size, min_side, max_aspect)
     return Box(status, tuple(numbers), box_view_px if status is BoxStatus.OK else None, label)
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether a value read from JSON is a number (true and false are none)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -107,5 +107,15 @@ class Conversation:
         )
 
 
+def load_conversation(path: str) -> Conversation:
+    """The conversation saved in a model directory or Hub repository; the default one where there is none."""
+    from transformers.utils import cached_file
+
+    if not os.path.isdir(path):
+        found = cached_file(path, CONVERSATION_FILE, _raise_exceptions_for_missing_entries=False)
+        path = os.path.dirname(found) if found else path
+    return Conversation.load(path) or Conversation()
+
+
 def _unknown(record: dict, kind: type) -> list[str]:
     return sorted(set(record) - {field.name for field in fields(kind)})

@@ -14,9 +14,14 @@ column of the dataset. A completion of two rounds reads
 and only its last turn is scored. TRL's own reward functions read `completion[0]`, which is the box.
 """
 
+import math
 from collections.abc import Sequence
 
 from .answers import extract_answer, judge
+from .points import match_points, parse_points
+
+POINT_RADIUS = 0.05
+"""Largest distance of a point from what it counts, as a share of the image's diagonal."""
 
 
 def answer_text(completion: str | list[dict]) -> str:
@@ -98,6 +103,57 @@ def format_reward(
     choices = choices if choices is not None else [None] * len(completions)
     pairs = zip(completions, choices, strict=True)
     return [float(extract_answer(answer_text(completion), options) is not None) for completion, options in pairs]
+
+
+def point_reward(
+    completions: list[str | list[dict]],
+    rollouts: list | None = None,
+    points: list[Sequence[Sequence[float]] | None] | None = None,
+    **kwargs,
+) -> list[float | None]:
+    r"""
+    How well the points that the model names agree with those of the image: F1 of pairs within a radius. For counting,
+    beside [`accuracy_reward`]; the first turn that names points counts.
+
+    Worked example: three points named, two known, two pairs within the radius: precision 2/3, recall 1, F1 0.8.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`):
+            Completions, as TRL passes them; not used, the turns are read from the rollouts.
+        rollouts (`list`):
+            [`~mgpo_trl.rollout.Rollout`] of each completion, which [`~mgpo_trl.MGPOTrainer`] passes.
+        points (`list[Sequence[Sequence[float]]]`):
+            Column `points`: (x, y) of each thing in pixels of the original image. `None` for a row without: no reward.
+        **kwargs:
+            The other columns and arguments of TRL; not used.
+
+    Returns:
+        `list[float]`: one reward a completion between 0 and 1, `None` where no points are known.
+
+    Raises:
+        `ValueError`: if the column `points` or the rollouts are missing.
+    """
+    if points is None or rollouts is None:
+        missing = "dataset column `points`" if points is None else "argument `rollouts`"
+        raise ValueError(
+            f"The point reward needs the {missing}, which is missing. Train with MGPOTrainer on rows with `points` "
+            "(`--extra_columns points`, or a published counting set)."
+        )
+    pairs = zip(rollouts, points, strict=True)
+    return [None if known is None else _point_f1(rollout, known) for rollout, known in pairs]
+
+
+def _point_f1(rollout, targets: Sequence[Sequence[float]]) -> float:
+    width, height = rollout.image.size
+    found = (parse_points(turn.text, rollout.view.size, rollout.coordinates) for turn in rollout.turns)
+    named = next((points for points in found if points.written), None)
+    written = named.written if named else 0
+    if not targets or not written:
+        return float(not targets and not written)
+    scale = (width / rollout.view.width, height / rollout.view.height)
+    placed = [(x * scale[0], y * scale[1]) for x, y in named.points_view]
+    pairs = match_points(placed, [tuple(point) for point in targets], POINT_RADIUS * math.hypot(width, height))
+    return 2 * pairs / (written + len(targets))
 
 
 def _score(

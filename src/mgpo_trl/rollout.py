@@ -112,6 +112,8 @@ class Rollout:
     """Rows of one group are not independent: intervals are clustered by it."""
     target_boxes: list[PixelBox] | None = None
     """Boxes of the evidence in original pixels, where known. Nothing in the rollout loop reads them."""
+    coordinates: str = "absolute"
+    """How the model writes boxes and points: `"absolute"` or `"relative_1000"`."""
     turns: list[Turn] = field(default_factory=list)
     """Sampled turns so far."""
 
@@ -188,6 +190,7 @@ class RoundTemplate:
             category=row.get("category"),
             group=row.get("group"),
             target_boxes=[tuple(box) for box in row["target_boxes"]] if row.get("target_boxes") else None,
+            coordinates=self.coordinates,
         )
 
     def reply(self, rollout: Rollout, turn: Turn, is_last: bool) -> dict:

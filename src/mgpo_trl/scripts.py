@@ -11,9 +11,11 @@ from typing import Any
 
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
-from .rewards import accuracy_reward, format_reward
+from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
-REWARDS = {"accuracy_reward": accuracy_reward, "format_reward": format_reward}
+REWARDS = {
+    reward.__name__: reward for reward in (accuracy_reward, flexible_accuracy_reward, format_reward, point_reward)
+}
 
 
 @dataclass

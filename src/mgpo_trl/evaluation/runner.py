@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..conversation import Conversation
+from ..conversation import Conversation, load_conversation
 from ..data import LoadedRows
 from ..gallery import PictureWriter
 from ..generation import ModelGenerator, load_for_inference
@@ -185,20 +185,6 @@ def resolve_conversation(args: EvalArguments) -> Conversation:
             "raise the cap."
         )
     return conversation
-
-
-def load_conversation(path: str) -> Conversation:
-    """The conversation saved in a model directory or Hub repository; the default one where there is none."""
-    import os
-
-    from transformers.utils import cached_file
-
-    from ..conversation import CONVERSATION_FILE
-
-    if not os.path.isdir(path):
-        found = cached_file(path, CONVERSATION_FILE, _raise_exceptions_for_missing_entries=False)
-        path = os.path.dirname(found) if found else path
-    return Conversation.load(path) or Conversation()
 
 
 def _checked_budgets(budgets: list[int], num_rounds: int) -> tuple[int, ...]:

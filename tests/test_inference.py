@@ -1,0 +1,152 @@
+"""`GroundedVQA` asks as evaluation does, and lets a person choose the region."""
+
+import pytest
+from PIL import Image
+
+from mgpo_trl import GroundedVQA
+from mgpo_trl.boxes import parse_box
+from mgpo_trl.conversation import Conversation
+from mgpo_trl.evaluation import runner
+from mgpo_trl.images import ImageError, open_image
+from mgpo_trl.inference import Question
+from mgpo_trl.integrations.questions import question_of
+from mgpo_trl.integrations.vlmevalkit import MGPOForVLMEvalKit
+from mgpo_trl.records import read_rollouts
+from mgpo_trl.rollout import Sampled
+
+CONVERSATION = Conversation(max_pixels=84 * 84, min_pixels=56 * 56, token_budgets=(10, 8), min_box_side=14)
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_dir):
+    CONVERSATION.save(tiny_dir)
+    yield tiny_dir
+    (tiny_dir / "conversation.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def vqa(directory):
+    return GroundedVQA.from_pretrained(str(directory), device="cpu", batch_size=3)
+
+
+def test_the_same_answers_as_evaluation(vqa, directory, rows, tmp_path):
+    from mgpo_trl.data import load_rows
+    from mgpo_trl.evaluation.arguments import EvalArguments
+
+    args = EvalArguments(model=str(directory), dataset="x", output_dir=str(tmp_path), device="cpu", batch_size=3)
+    runner.run_evaluation(args, load_rows(rows))
+    questions = [Question(row["image"], row["question"], row["choices"]) for row in rows]
+    answers = vqa.batch(questions)
+    expected = [[turn["text"] for turn in record["turns"]] for record in read_rollouts(tmp_path)]
+    assert [[turn.text for turn in answer.rollout.turns] for answer in answers] == expected
+    assert [answer.text for answer in answers] == [texts[-1] for texts in expected]
+
+
+def test_images_in_every_form(vqa, rows, tmp_path):
+    data = rows[0]["image"]["bytes"]
+    (tmp_path / "a.png").write_bytes(data)
+    image = open_image(rows[0]["image"], "a")
+    texts = {vqa(one, "What is on the red card?").text for one in (data, str(tmp_path / "a.png"), image)}
+    assert len(texts) == 1
+    with pytest.raises(ImageError, match="question 0: there is no image file"):
+        vqa("/nowhere.png", "What?")
+    with pytest.raises(ValueError, match="must hold 2 to 26 texts"):
+        vqa(image, "What?", choices=["one"])
+
+
+def test_a_region_by_hand_is_what_comes_back(vqa, rows):
+    image = open_image(rows[0]["image"], "a")
+    box = (31, 17, 203, 150)
+    asked = [Question(image, "What is on the red card?", ["a", "b"], box), Question(image, "What is on the red card?")]
+    by_hand, alone = vqa.batch(asked)
+    assert (by_hand.box, by_hand.status) == (box, "by_hand")
+    assert by_hand.crop.tobytes() == vqa.template.chat.fit(image.crop(box)).tobytes()
+    written = parse_box(by_hand.rollout.turns[0].text, by_hand.rollout.view.size, "absolute", min_side=14)
+    assert written.box_view_px == (8, 4, 51, 38)  # the region in the 84x84 view, rounded
+    assert alone.text == vqa(image, "What is on the red card?").text  # the other question is asked as ever
+    for bad in [(0, 0, 400, 10), (5, 5, 5, 9)]:
+        with pytest.raises(ValueError, match="is not inside the image of"):
+            vqa(image, "What?", box=bad)
+    direct = GroundedVQA(vqa.generate.model, vqa.template.chat.processor, CONVERSATION.with_rounds(1))
+    with pytest.raises(ValueError, match="needs two rounds"):
+        direct(image, "What?", box=box)
+
+
+def test_what_an_answer_holds(vqa, rows, monkeypatch):
+    encode = lambda text: Sampled([*vqa.template.chat.tokenizer(text)["input_ids"], vqa.template.chat.end_of_turn_id])  # noqa: E731
+    turns = {1: '[{"bbox_2d": [10, 10, 40, 50]}]', 2: r"It is \boxed{B}."}
+    monkeypatch.setattr(vqa, "generate", lambda contexts: [encode(turns[contexts[0].round]) for _ in contexts])
+    answer = vqa(rows[0]["image"]["bytes"], "What?", ["one", "two"])
+    assert (answer.answer, answer.box, answer.status) == ("B", (40, 40, 160, 200), "ok")
+    assert answer.crop is answer.rollout.turns[0].reply_image and answer.text == r"It is \boxed{B}."
+    turns[1] = "nothing"
+    answer = vqa(rows[0]["image"]["bytes"], "What?")
+    assert (answer.answer, answer.box, answer.status, answer.crop) == ("B", None, "no_json", None)
+
+
+# harnesses
+
+
+PROMPTS = [
+    ("<image>Which one?\n(A) red\n(B) blue\nAnswer with the letter.", "Which one?", ["red", "blue"]),
+    ("Question: Which one?\nOptions:\nA. red\nB. blue\nPlease select the correct answer.", "Question: Which one?",
+     ["red", "blue"]),
+    ("Which one? The choices are listed below:\n(A) red\n(B) blue", "Which one? The choices are listed below:",
+     ["red", "blue"]),
+    ("How many cards?", "How many cards?", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "question", "choices"), PROMPTS)
+def test_options_are_split_off_a_harness_prompt(text, question, choices, caplog):
+    found = question_of("image", text)
+    assert (found.question, found.choices) == (question, choices)
+    assert ("No lettered options" in caplog.text) == (choices is None)
+
+
+def test_vlmevalkit(directory, rows):
+    model = MGPOForVLMEvalKit(str(directory), device="cpu")
+    image = open_image(rows[0]["image"], "a")
+    message = [{"type": "image", "value": image}, {"type": "text", "value": "Which?\nA. red\nB. blue"}]
+    answer = model.vqa(image, "Which?", ["red", "blue"])
+    assert model.generate(message, dataset="VStarBench") == (answer.answer or answer.text)
+    assert not model.use_custom_prompt("VStarBench")
+    with pytest.raises(ValueError, match="one image, and the message has 2"):
+        model.generate([*message, message[0]])
+
+
+def test_lmms_eval(directory, rows):
+    """Against the real class and registry of lmms-eval, where it is installed."""
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: its model class is not tested")
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    from mgpo_trl.integrations.lmms_eval import manifest
+
+    registry = ModelRegistryV2()
+    registry.register_manifest(manifest())
+    model = registry.get_model_class("mgpo")(str(directory), batch_size="2", device="cpu")
+    documents = [{"image": open_image(row["image"], "a")} for row in rows]
+    model.task_dict = {"vstar": {"test": documents}}
+    context = "Which?\n(A) red\n(B) blue\nAnswer with the letter."
+    requests = [
+        type("Instance", (), {"args": (context, {}, lambda doc: [doc["image"]], number, "vstar", "test")})()
+        for number in range(3)
+    ]
+    answers = [model.vqa(documents[n]["image"], "Which?", ["red", "blue"]) for n in range(3)]
+    assert model.generate_until(requests) == [answer.answer or answer.text for answer in answers]
+    documents[0]["image"] = Image.new("RGB", (60, 60))
+    requests[0].args = (context, {}, lambda doc: [doc["image"]] * 2, 0, "vstar", "test")
+    with pytest.raises(ValueError, match="row 0 of vstar has 2"):
+        model.generate_until(requests)
+    with pytest.raises(ValueError, match=r"takes no \['max_pixels'\]"):
+        registry.get_model_class("mgpo")(str(directory), max_pixels=3)
+    for name in ("loglikelihood", "generate_until_multi_round"):
+        with pytest.raises(NotImplementedError):
+            getattr(model, name)([])
+
+
+def test_the_entry_point_is_declared():
+    from importlib.metadata import entry_points
+
+    (found,) = entry_points(group="lmms_eval.models", name="mgpo")
+    assert found.value == "mgpo_trl.integrations.lmms_eval:manifest"
