@@ -6,7 +6,7 @@ Peak memory of the evaluation loop over 50 and over 800 rows with 8K photographs
 
 The rows go through the real loading path as base64 in Parquet (HR-Bench's format), the image loader, the view, a crop,
 the record, the small pictures and the report. Only the model is a script that names a box, so that what is measured is
-the evaluation and not a model. Each number of rows runs in a process of its own. Besides the peak of all resident memory,
+the evaluation and not a model. Each number of rows runs in a process of its own. Besides the peak of resident memory,
 which counts pages of memory-mapped files that the system may drop, the peak of anonymous memory is sampled.
 """
 

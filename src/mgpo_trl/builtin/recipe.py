@@ -132,7 +132,7 @@ RECIPES = {
             hit_ceiling=0.45,
             centre_share=0.0,
         ),
-        rl=RLRecipe(steps=160),
+        rl=RLRecipe(steps=200, lr_end=0.07),
     ),
 }
 """Recipe by level."""
