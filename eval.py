@@ -1,7 +1,7 @@
 """
 Evaluate a model on any dataset with the rollout loop that training uses.
 
-    python eval.py --model outputs/builtin --dataset builtin:needle --split heldout
+    python eval.py --model outputs/builtin --dataset builtin:refer --split heldout
     python eval.py --model Qwen/Qwen2.5-VL-3B-Instruct --adapter outputs/run --dataset my.jsonl --num_rounds 2
     python eval.py --model ... --dataset vstar --protocol mgpo no-crop random-crop     what was the crop worth?
     python eval.py --rescore outputs/eval                      score saved rollouts again, without a model

@@ -38,9 +38,9 @@ def small_run(output_dir, *more):
 
 @pytest.fixture(scope="module")
 def two_rounds(short, tmp_path_factory):
-    """`train.py` on the level `refer`."""
+    """`train.py` without a dataset: the built-in run of the level `refer`."""
     directory = tmp_path_factory.mktemp("refer") / "out"
-    load_script("train").main(["--dataset_name", "builtin:refer", *small_run(directory)])
+    load_script("train").main(small_run(directory))
     return directory
 
 
@@ -129,7 +129,7 @@ def test_it_says_what_it_does_in_one_line(short, monkeypatch, caplog, tmp_path):
         load_script("train").main([])
     said = [record.getMessage() for record in caplog.records if record.name.startswith("mgpo_trl")]
     assert len(said) == 1 and "\n" not in said[0]
-    assert "built-in task 'needle'" in said[0]
+    assert "built-in task 'refer'" in said[0]
 
 
 def test_an_output_directory_of_an_earlier_run_is_replaced(one_round, short):

@@ -122,7 +122,7 @@ def test_make_train_runs(workplace, tmp_path):
     assert said.count("Training a small model on the built-in task") == 1
     result = json.loads((workplace / "outputs/builtin/result.json").read_text())
     assert {"level", "decoding", "base", "trained", "n", "seed", "seconds", "commit"} <= set(result)
-    assert result["n"] == 512 and result["level"] == "needle"
+    assert result["n"] == 512 and result["level"] == "refer"
     for part in ("base", "trained"):
         assert {"accuracy", "accuracy_stderr", "hit_rate", "valid_ratio"} <= set(result[part])
     assert {"warm_start", "train", "total"} <= set(result["seconds"])
@@ -136,10 +136,10 @@ def fill_cache(cache):
     """Put a model where the warm start of the default run looks for its result."""
     seed = scripts.parse_training([])[1].seed
     with pytest.MonkeyPatch.context() as patch:
-        short = shorten_builtin(patch, cache)["needle"].warm_start
-        made = warming.warm_start("needle", seed, recipe=short).model_dir
-    full = RECIPES["needle"].warm_start
-    name = f"needle-seed{seed}-{warming._fingerprint('needle', seed, full, PromptTemplate())}"
+        short = shorten_builtin(patch, cache)["refer"].warm_start
+        made = warming.warm_start("refer", seed, recipe=short).model_dir
+    full = RECIPES["refer"].warm_start
+    name = f"refer-seed{seed}-{warming._fingerprint('refer', seed, full, PromptTemplate())}"
     shutil.move(made, made.parent / name)
 
 

@@ -95,15 +95,15 @@ def test_which_source_wins(tmp_path):
 def test_the_recipe_is_for_the_builtin_task_only():
     _, args, _ = parse("--dataset_name", "my.jsonl", "--model_name_or_path", "m", "--output_dir", "out")
     defaults = MGPOConfig("out")
-    for name in RECIPES["needle"].rl_options():
+    for name in RECIPES["refer"].rl_options():
         if name not in ("output_dir", "bf16"):
             assert getattr(args, name) == getattr(defaults, name), name
-    assert args.max_pixels != RECIPES["needle"].rl_options()["max_pixels"]
+    assert args.max_pixels != RECIPES["refer"].rl_options()["max_pixels"]
 
 
 @pytest.mark.parametrize("level", sorted(RECIPES))
 def test_no_arguments_and_the_named_level_use_its_recipe(level):
-    arguments = [] if level == "needle" else ["--dataset_name", f"builtin:{level}"]
+    arguments = [] if level == "refer" else ["--dataset_name", f"builtin:{level}"]
     script_args, args, model_args = parse(*arguments)
     assert script_args.dataset_name == f"builtin:{level}" and scripts.is_builtin_run(script_args, model_args)
     for name, value in RECIPES[level].rl_options().items():
@@ -123,7 +123,7 @@ def test_no_arguments_start_the_builtin_run(monkeypatch):
     monkeypatch.setattr(run, "run_builtin", lambda *parsed: calls.append(parsed))
     load_script("train").main([])
     ((script_args, args, model_args),) = calls
-    assert script_args.dataset_name == "builtin:needle" and model_args.model_name_or_path is None
+    assert script_args.dataset_name == "builtin:refer" and model_args.model_name_or_path is None
     assert args.output_dir == "outputs/builtin"
 
 
@@ -227,8 +227,7 @@ def test_training_sets(tmp_path):
     script_args, args, _ = parse("--limit", 3, "--eval_strategy", "steps", "--dataset_test_split", "heldout", *batch)
     train, evaluation = scripts.open_training_sets(script_args, args)
     assert len(train.dataset) == 3 and len(evaluation.dataset) == 512
-    assert train.dataset[0]["id"].startswith("needle-train")
-    assert evaluation.dataset[0]["id"].startswith("needle-heldout")
+    assert train.dataset[0]["id"].startswith("refer-train") and evaluation.dataset[0]["id"].startswith("refer-heldout")
     args.eval_strategy = "no"
     assert scripts.open_training_sets(script_args, args)[1] is None
 

@@ -23,7 +23,7 @@ class MGPOScriptArguments:
     """What to train on and what to reward, beside [`~mgpo_trl.MGPOConfig`] and [`~trl.ModelConfig`]."""
 
     dataset_name: str = field(
-        default="builtin:needle",
+        default="builtin:refer",
         metadata={
             "help": "`.jsonl`, `.json` or `.csv` file, image folder with metadata, saved dataset, Parquet, Hub id "
             "`owner/name[:config]`, a published set (`mgpo-train`, or `mgpo-train:PATH` for a local copy), or the "

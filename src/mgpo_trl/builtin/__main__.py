@@ -1,7 +1,7 @@
 """
 Run the built-in task from an installed package.
 
-    python -m mgpo_trl.builtin                                          the level `needle`, two rounds
+    python -m mgpo_trl.builtin                                          the level `refer`, two rounds
     python -m mgpo_trl.builtin --level needle --seed 1 --num_rounds 1   the one-round baseline, same number of rollouts
 
 Every option of `train.py` is accepted too. Results go to `outputs/builtin` unless `--output_dir` says otherwise.
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     """Parse and run; the recipe of the level gives every option that is not named."""
     parser = argparse.ArgumentParser(prog="python -m mgpo_trl.builtin", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--level", default="needle", choices=["needle", "refer"], help="Number of cards: one or four.")
+    parser.add_argument("--level", default="refer", choices=["needle", "refer"], help="Number of cards: one or four.")
     options, rest = parser.parse_known_args(arguments)
 
     from ..scripts import parse_training
