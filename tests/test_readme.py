@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 from commands import ROOT, environment, load_script, shorten_builtin
+from PIL import Image
 
 from mgpo_trl import scripts
 from mgpo_trl.builtin import __main__ as builtin_command
@@ -163,6 +164,22 @@ def my_data(workplace, rows):
         lines.append(json.dumps({"image": row["image"]["path"], **kept}) + "\n")
     for name in ("train", "test"):
         (workplace / "data" / f"{name}.jsonl").write_text("".join(lines))
+    write_vstar(workplace / "data" / "vstar")
+
+
+def write_vstar(folder):
+    """Two questions in the format of V*."""
+    (folder / "direct_attributes").mkdir(parents=True)
+    lines = []
+    for number in range(2):
+        name = f"direct_attributes/sa_{number}.jpg"
+        Image.new("RGB", (336, 336), (90 * number, 90, 0)).save(folder / name)
+        facts = {"options": ["red", "blue"], "bbox": [[20, 20, 90, 60]]}
+        (folder / name).with_suffix(".json").write_text(json.dumps(facts))
+        text = "What is it?\n(A) red\n(B) blue"
+        row = {"image": name, "text": text, "category": "direct_attributes", "label": "A", "question_id": number}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "test_questions.jsonl").write_text("".join(lines))
 
 
 SMALL_BATCH = ["--max_steps", "1", "--num_generations", "2", "--per_device_train_batch_size", "2"]
@@ -176,11 +193,14 @@ SMALL_EVAL = ["--limit", "2", "--token_budgets", "4", "4", "--max_pixels", "84x8
 
 def run_short(words, tiny_dir):
     """The command with a small budget, and the tiny model in place of one that would be downloaded."""
-    arguments = [str(tiny_dir) if word.startswith("Qwen/") else word for word in arguments_of(words)]
+    stand_ins = {"outputs/run": str(tiny_dir), "vstar": "vstar:data/vstar"}
+    arguments = [
+        str(tiny_dir) if word.startswith("Qwen/") else stand_ins.get(word, word) for word in arguments_of(words)
+    ]
     if kind_of(words) == "builtin":
         return builtin_command.main([*arguments, *SMALL_BATCH])
     if kind_of(words) == "eval":
-        downloaded = "--rescore" not in arguments and "outputs/builtin" not in arguments
+        downloaded = not {"--rescore", "--compare", "outputs/builtin"} & set(arguments)
         return load_script("eval").main([*arguments, *(SMALL_EVAL if downloaded else [])])
     if scripts.is_builtin_run(*scripts.parse_training(arguments)[::2]):
         return load_script("train").main([*arguments, *SMALL_BATCH])
@@ -196,6 +216,8 @@ def test_the_commands_run_one_after_the_other(short_task, my_data, tiny_dir, wor
         run_short(words, tiny_dir)
         directory = output_of(words)
         leaves = {"eval": "report.json", "train": "run.json", "builtin": "result.json"}[kind_of(words)]
+        for option, other in (("--compare", "compare.json"), ("--protocol", "protocols.json")):
+            leaves = other if option in words else leaves
         assert (workplace / directory / leaves).is_file(), words
 
 
