@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from datasets import Image as ImageFeature
@@ -173,7 +174,8 @@ class MGPOTrainer(GRPOTrainer):
             }
             for row, r in zip(inputs, self._rollouts, strict=True)
         ]
-        output = super()._generate_and_score_completions(rows)
+        with self._features.stand_in(self.processing_class) if self.args.encode_once else nullcontext():
+            output = super()._generate_and_score_completions(rows)
         if "pixel_values" not in output:
             raise RuntimeError(
                 f"Images were dropped on the way to the loss (samples {[r.id for r in self._rollouts]}). "
@@ -185,7 +187,7 @@ class MGPOTrainer(GRPOTrainer):
         if self._packs:
             facts = self._facts or self._facts_of_rollouts(output, output["completion_ids"].size(1), device)
             self._facts = None
-            output["prompt_keys"] = facts.prompts
+            output["prompt_keys"], output["image_keys"] = facts.prompts, facts.images
             if facts.features is not None:
                 output["image_features"] = facts.features
         weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
@@ -336,6 +338,7 @@ class MGPOTrainer(GRPOTrainer):
             self._facts = self._facts_of_rollouts(fields, logits_to_keep, input_ids.device)
         facts = self._facts
         backbone = self._bare_model(model).base_model
+        alone = self.args.encode_once and self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
         starts = torch.tensor([0, *fields["num_images"]]).cumsum(0).tolist()
         patches = torch.nn.functional.pad(fields["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).tolist()
         parts = []
@@ -357,6 +360,7 @@ class MGPOTrainer(GRPOTrainer):
                         input_ids[start:end],
                         attention_mask[start:end],
                         images,
+                        alone,
                     )  # fmt: skip
                 )
         logps = torch.cat([logps for logps, _ in parts])
@@ -374,13 +378,15 @@ class MGPOTrainer(GRPOTrainer):
         for rollout in self._rollouts:
             numbers.setdefault((tuple(rollout.prompt_ids), id(rollout.view)), len(numbers))
         prompts = [numbers[tuple(rollout.prompt_ids), id(rollout.view)] for rollout in self._rollouts]
-        return RolloutFacts(turn_ids > 0, prompts, features)
+        images = [[id(image) for image in rollout.images] for rollout in self._rollouts]
+        return RolloutFacts(turn_ids > 0, prompts, images, features)
 
     def _facts_of_batch(self, inputs) -> RolloutFacts | None:
         """Facts of a (micro-)batch, which travelled with it."""
         if "prompt_keys" not in inputs:
             return None
-        return RolloutFacts(inputs["turn_ids"] > 0, inputs["prompt_keys"], inputs.get("image_features"))
+        features = inputs.get("image_features")
+        return RolloutFacts(inputs["turn_ids"] > 0, inputs["prompt_keys"], inputs["image_keys"], features)
 
     def _bare_model(self, model):
         """The transformers model inside DDP and PEFT."""

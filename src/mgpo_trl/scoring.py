@@ -16,6 +16,8 @@ class RolloutFacts:
     """Shape (B, C), bool: tokens that the model sampled."""
     prompts: Sequence[Hashable]
     """Equal where prompts are, images included."""
+    images: Sequence[Sequence[Hashable]]
+    """For each rollout a key of each of its images, equal where they are the same image."""
     features: Sequence[Sequence[torch.Tensor]] | None = None
     """For each image of each rollout its vision features (tokens, hidden), shared by reference; `None` where the
     vision tower is trained and has to run within the pass."""
@@ -23,10 +25,13 @@ class RolloutFacts:
     def rows(self, start: int, end: int, columns: int) -> "RolloutFacts":
         """The facts of some rollouts, with `columns` completion columns."""
         features = None if self.features is None else self.features[start:end]
-        return RolloutFacts(self.scored[start:end, :columns], self.prompts[start:end], features)
+        prompts, images = self.prompts[start:end], self.images[start:end]
+        return RolloutFacts(self.scored[start:end, :columns], prompts, images, features)
 
 
-def packed_logps(model, backbone, facts: RolloutFacts, input_ids, attention_mask, images: dict):
+def packed_logps(
+    model, backbone, facts: RolloutFacts, input_ids, attention_mask, images: dict, encode_alone: bool = False
+):
     """
     Log-probability and entropy of the sampled tokens of a padded batch, computed in one packed row.
 
@@ -37,6 +42,8 @@ def packed_logps(model, backbone, facts: RolloutFacts, input_ids, attention_mask
         input_ids (`torch.Tensor`), attention_mask (`torch.Tensor`): Shape (B, P+C).
         images (`dict`): `image_grid_thw` (images, 3), `num_images` of each rollout, `mm_token_type_ids` (B, P+C), and
             `pixel_values` (patches, dimension), which is read only without `facts.features`.
+        encode_alone (`bool`, *optional*, defaults to `False`): Whether the vision tower may run by itself before the
+            model does, once for each distinct image. Wrappers that gather weights or watch the forward pass forbid it.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities and entropies, (B, C), zero where not scored.
@@ -53,7 +60,7 @@ def packed_logps(model, backbone, facts: RolloutFacts, input_ids, attention_mask
         position_ids=packed.gather(positions),
         shift_labels=input_ids[:, prompt_columns:][facts.scored].unsqueeze(0),
         fused_lm_head=True,
-        **_image_inputs(packed, facts, images),
+        **_image_inputs(packed, facts, images, backbone if encode_alone else None),
     )
     return packed.scatter(outputs.log_probs), packed.scatter(outputs.entropy) if outputs.entropy is not None else None
 
@@ -64,17 +71,27 @@ def _images_in(types: torch.Tensor) -> list[int]:
     return ((types == 1) & (before != 1)).sum(1).tolist()
 
 
-def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict) -> dict:
+def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict, backbone) -> dict:
     """The images of a packed row in the order of their placeholders, as features or as pixels."""
     if facts.features is not None:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        features = [facts.features[row][number] for row, number in packed.image_owners]
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+        return _as_inputs([facts.features[row][number] for row, number in packed.image_owners])
     starts = torch.tensor([0, *images["num_images"]]).cumsum(0).tolist()
     wanted = [starts[row] + number for row, number in packed.image_owners]
     by_image = images["pixel_values"].split(images["image_grid_thw"].prod(-1).tolist())
+    if backbone is not None:
+        keys = [facts.images[row][number] for row, number in packed.image_owners]
+        first = dict(reversed(list(zip(keys, wanted, strict=True))))
+        pixels = torch.cat([by_image[number] for number in first.values()])
+        encoded = backbone.get_image_features(pixels, images["image_grid_thw"][list(first.values())], return_dict=True)
+        features = dict(zip(first, encoded.pooler_output, strict=True))
+        return _as_inputs([features[key] for key in keys])
     return {
         "pixel_values": torch.cat([by_image[number] for number in wanted]),
         "image_grid_thw": images["image_grid_thw"][wanted],
     }
+
+
+def _as_inputs(features: list[torch.Tensor]) -> dict:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}

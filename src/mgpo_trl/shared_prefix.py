@@ -9,6 +9,7 @@ Only the order of the work differs from `model.generate`: the logits are the sam
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -277,7 +278,7 @@ class _Decoding:
 
 class ImageFeatures:
     """
-    Vision features of images, each computed once.
+    Pixels and vision features of images, each computed once.
 
     Args:
         backbone: Has `get_image_features`.
@@ -287,29 +288,64 @@ class ImageFeatures:
 
     def __init__(self, backbone, chat: VisionChat, batch: int = 16):
         self.backbone, self.chat, self.batch = backbone, chat, batch
-        self._known: dict[
-            int, tuple[Image.Image, torch.Tensor]
-        ] = {}  # the image is kept, so that its id stays its own
+        self._images: dict[int, Image.Image] = {}  # kept, so that their ids stay their own
+        self._pixels: dict[int, dict[str, torch.Tensor]] = {}
+        self._features: dict[int, torch.Tensor] = {}
+
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """What the image processor makes of fitted images; see [`VisionChat.encode_images`]."""
+        for image in images:
+            if id(image) not in self._pixels:
+                self._images[id(image)] = image
+                self._pixels[id(image)] = self.chat.encode_images([image])
+        parts = [self._pixels[id(image)] for image in images]
+        return {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "image_grid_thw")}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Features (tokens, hidden) of each image; equal images (the same object) share one tensor."""
-        new = list({id(image): image for image in images if id(image) not in self._known}.values())
+        new = list({id(image): image for image in images if id(image) not in self._features}.values())
         for start in range(0, len(new), self.batch):
             chosen = new[start : start + self.batch]
-            tensors = self.chat.encode_images(chosen)
+            tensors = self.pixels(chosen)
             device = self.backbone.device
             output = self.backbone.get_image_features(
                 tensors["pixel_values"].to(device), tensors["image_grid_thw"].to(device), return_dict=True
             )
-            self._known.update(
-                (id(image), (image, features)) for image, features in zip(chosen, output.pooler_output, strict=True)
+            self._features.update(
+                (id(image), features) for image, features in zip(chosen, output.pooler_output, strict=True)
             )
-        return [self._known[id(image)][1] for image in images]
+        return [self._features[id(image)] for image in images]
+
+    @contextmanager
+    def stand_in(self, processor) -> Iterator[None]:
+        """While open, the processor's image processor takes flat lists of images from here."""
+        original = processor.image_processor
+        processor.image_processor = _Once(original, self)
+        try:
+            yield
+        finally:
+            processor.image_processor = original
 
     def model_inputs(self, images: Sequence[Image.Image]) -> dict:
         """The keyword arguments that give a model these images."""
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self(images))}}
+
+
+class _Once:
+    """An image processor that gives what is known already, and is the original in everything else."""
+
+    def __init__(self, original, features: ImageFeatures):
+        self._original, self._features = original, features
+
+    def __getattr__(self, name: str):
+        return getattr(self._original, name)
+
+    def __call__(self, images=None, *args, **kwargs):
+        flat = isinstance(images, list) and all(isinstance(image, Image.Image) for image in images)
+        if flat and not args and kwargs == {"return_tensors": "pt"}:
+            return self._features.pixels(images)
+        return self._original(images, *args, **kwargs)
 
 
 def _logits_processors(config: GenerationConfig) -> LogitsProcessorList:
