@@ -6,11 +6,11 @@ What one optimisation step costs, by part: the plain path (TRL's generation and 
     python benchmarks/step_cost.py --quick         within a minute: fewer wall-time pairs
 
 How it counts. The real trainer runs one step of the scenario (token lengths of view, crop and turns) on the tiny
-model, once plain and once ours, and every call of the vision tower and the language model is recorded with its shapes. Each
-recorded call is then replayed on meta tensors with the layers of Qwen2.5-VL-3B and 7B under torch's FLOP counter,
-forward and backward. Attention counts as the kernels are called: a causal mask saves nothing there. The floor is
-computed from formulas: every distinct image encoded once where the tower is frozen, every distinct prefix prefilled
-once, round 2 only its suffix, causal attention at half, the LM head on sampled tokens alone, no padding.
+model, once plain and once ours, and every call of the vision tower and the language model is recorded with its
+shapes. Each recorded call is then replayed on meta tensors with the layers of Qwen2.5-VL-3B and 7B under torch's FLOP
+counter, forward and backward. Attention counts as the kernels are called: a causal mask saves nothing there. The
+floor is computed from formulas: every distinct image encoded once where the tower is frozen, every distinct prefix
+prefilled once, round 2 only its suffix, causal attention at half, the LM head on sampled tokens alone, no padding.
 """
 
 import argparse
