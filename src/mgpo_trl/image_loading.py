@@ -38,7 +38,7 @@ def open_and_fit(row: dict, chat, view_decoding: str = "exact") -> Opened:
         ImageError: The image cannot be opened; the message names the row.
         ValueError: It has no size within the pixel budget; the message names the row.
     """
-    name = str(row["id"])
+    name = str(row.get("id", "without an id"))
     draft = view_decoding == "draft" and not isinstance(row["image"], Image.Image)
     image = LateImage(row["image"], name) if draft else open_image(row["image"], name)
     try:
@@ -46,12 +46,13 @@ def open_and_fit(row: dict, chat, view_decoding: str = "exact") -> Opened:
             return image, chat.fit(image)
         return image, image.draft(chat.fitted_size(image.size), chat.image_processor.resample)
     except ValueError as error:
-        raise ValueError(f"The image of row {row['id']!r} can not be shown ({image.size} pixels): {error}") from error
+        raise ValueError(f"The image of row {name!r} can not be shown ({image.size} pixels): {error}") from error
 
 
 class ImageLoader:
     """
-    Opens the images of batches in worker threads, a bounded number of pixels ahead.
+    Opens the images of batches in worker threads, a bounded number of pixels ahead. Evaluation reads [`batches`];
+    training calls [`begin`] when the next batch is known, and [`finish`] when it is played.
 
     Args:
         chat ([`~mgpo_trl.processing.VisionChat`]): Fits images to the pixel budget.
@@ -62,46 +63,64 @@ class ImageLoader:
 
     def __init__(self, chat, view_decoding="exact", threads: int = THREADS, ahead_pixels: int = AHEAD_PIXELS):
         self.chat, self.view_decoding, self.threads, self.ahead_pixels = chat, view_decoding, threads, ahead_pixels
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: dict[object, Future] = {}
+        self._begun: set = set()
 
     def batches(self, batches: Iterable[tuple[int, list[dict]]]) -> Iterator[tuple[int, list[dict], dict]]:
         """
         For each (position, rows) also the opened images by [`image_key`]. An image that cannot be opened raises when
         its batch is reached.
         """
-        if self.threads == 0:
-            for start, rows in batches:
-                yield start, rows, {key: self._open(row) for key, row in _distinct(rows).items()}
-            return
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
         try:
             iterator = iter(batches)
             following = next(iterator, None)
-            waiting: dict = {}
             while following is not None:
                 start, rows = following
-                opened = self._finish(pool, rows, waiting)
+                opened = self.finish(rows)
                 following = next(iterator, None)
-                waiting = self._begin(pool, following[1]) if following else {}
+                if following:
+                    self.begin(following[1])
                 yield start, rows, opened
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            self.close()
 
-    def _open(self, row: dict) -> Opened:
-        return open_and_fit(row, self.chat, self.view_decoding)
-
-    def _finish(self, pool: ThreadPoolExecutor, rows: list[dict], waiting: dict[object, Future]) -> dict:
-        futures = {key: waiting.get(key) or pool.submit(self._open, row) for key, row in _distinct(rows).items()}
-        return {key: future.result() for key, future in futures.items()}
-
-    def _begin(self, pool: ThreadPoolExecutor, rows: list[dict]) -> dict[object, Future]:
-        """Start on the images of the next batch, as far as the pixel limit allows."""
-        futures, pixels = {}, 0
-        for key, row in _distinct(rows).items():
+    def begin(self, rows: Sequence[dict]) -> None:
+        """
+        Start on the images of a batch to come, as far as the pixel limit allows. Rows that were begun before, and rows
+        without ids or images that are no rows of ours, are left for [`finish`].
+        """
+        distinct = _distinct(rows)
+        if self.threads == 0 or distinct.keys() == self._begun:
+            return
+        self._begun, self._waiting, pixels = set(distinct), {}, 0
+        for key, row in distinct.items():
             pixels += _pixels(row)
             if pixels > self.ahead_pixels:
                 break
-            futures[key] = pool.submit(self._open, row)
-        return futures
+            self._waiting[key] = self._submit(row)
+
+    def finish(self, rows: Sequence[dict]) -> dict[object, Opened]:
+        """Image and view of every row by [`image_key`], each opened once; raises what opening one raised."""
+        distinct = _distinct(rows)
+        if self.threads == 0:
+            return {key: self._open(row) for key, row in distinct.items()}
+        waiting, self._waiting = self._waiting, {}
+        futures = {key: waiting.get(key) or self._submit(row) for key, row in distinct.items()}
+        return {key: future.result() for key, future in futures.items()}
+
+    def close(self) -> None:
+        """End the threads; images that nobody waits for any more are not opened."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _submit(self, row: dict) -> Future:
+        self._pool = self._pool or ThreadPoolExecutor(self.threads, thread_name_prefix="images")
+        return self._pool.submit(self._open, row)
+
+    def _open(self, row: dict) -> Opened:
+        return open_and_fit(row, self.chat, self.view_decoding)
 
 
 def _distinct(rows: Sequence[dict]) -> dict:
@@ -113,7 +132,7 @@ def _pixels(row: dict) -> int:
     if isinstance(row["image"], Image.Image):
         return row["image"].width * row["image"].height
     try:
-        image = LateImage(row["image"], str(row["id"]))
+        image = LateImage(row["image"], "header")
     except ValueError:
         return 0
     return image.width * image.height

@@ -16,12 +16,13 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from .conversation import Conversation
+from .image_loading import ImageLoader
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
-from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
+from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts, with_ids
 from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
@@ -120,6 +121,9 @@ class MGPOTrainer(GRPOTrainer):
         self.mask_truncated_completions = False
         # The constant normaliser of `dr_grpo` is the most tokens that a rollout can sample.
         self.max_completion_length = sum(args.token_budgets)
+        self._loader = ImageLoader(self.chat)
+        if args.dataloader_num_workers == 0:  # the loader fetches a batch while the one before it is trained on
+            self.data_collator = self._begin_images
         self._rollouts: list[Rollout] = []
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -149,6 +153,11 @@ class MGPOTrainer(GRPOTrainer):
         self.generation_config.suppress_tokens = suppressed
         self.generation_kwargs["suppress_tokens"] = suppressed
 
+    def _begin_images(self, rows: list[dict]) -> list[dict]:
+        """The data collator: worker threads open the images of these rows while the model is busy with others."""
+        self._loader.begin(with_ids(rows))
+        return rows
+
     # Generation
 
     def _prepare_inputs(self, generation_batch):
@@ -163,7 +172,8 @@ class MGPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _generate_and_score_completions(self, inputs):
-        self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds)
+        opened = self._loader.finish(with_ids(inputs))
+        self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds, opened)
         self._round = 1
         self._features = ImageFeatures(self._bare_model(self.model).base_model, self.chat)
         self._sampler = None

@@ -237,13 +237,17 @@ def start_rollouts(
     """
     opened = {} if opened is None else opened
     rollouts = []
-    for index, row in enumerate(rows):
-        row = {**row, "id": row.get("id", f"#{index} of the batch")}
+    for row in with_ids(rows):
         key = image_key(row["image"])
         if key not in opened:
             opened[key] = open_and_fit(row, template.chat)
         rollouts.append(template.start(row, *opened[key], num_rounds))
     return rollouts
+
+
+def with_ids(rows: Sequence[dict]) -> list[dict]:
+    """The rows, each with an id: its own, or its place in the batch."""
+    return [{**row, "id": row.get("id", f"#{index} of the batch")} for index, row in enumerate(rows)]
 
 
 def run_rounds(

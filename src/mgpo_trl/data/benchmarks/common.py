@@ -1,8 +1,5 @@
 """What the adapters of published sets share: opening a copy, and rows that are read one at a time."""
 
-import base64
-import binascii
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from ..fields import DataError, RowError
 from ..folder import pick_split
 from ..huggingface import FORMATS, embedded_images, is_embeddable, load_dataset_of
 from ..schema import Source
+from .base64_images import DIGEST, WRITTEN_AT_ONCE, decoded_image, stream_base64
 
 Row = Mapping[str, Any]
 
@@ -96,58 +94,43 @@ def _open(benchmark: Benchmark, folder: Path | None, split: str | None):
         raise DataError(f"There is no '{folder}'. Give a copy of {benchmark.hub_id}, or `{benchmark.name}` alone.")
     if benchmark.open is not None:
         return benchmark.open(folder)
-    if folder.suffix == ".tsv":
-        return _tsv(folder)
+    if benchmark.image and (data := stream_base64(folder, benchmark.image)) is not None:
+        return data
     loaded = load_dataset_of(str(folder), None)
     if not isinstance(loaded, dict):
         return loaded
     return pick_split(loaded, split or (benchmark.split if benchmark.split in loaded else None), str(folder))
 
 
-def _tsv(path: Path):
-    from datasets import load_dataset
-
-    return load_dataset("csv", data_files=str(path), split="train", sep="\t", keep_default_na=False)
-
-
 def _images(data, benchmark: Benchmark):
     """
-    The embedded images as one column that stays on disk, and for each a digest of its bytes; `(None, None)` where rows
-    hold paths. Base64 text is decoded into a cache file, a few rows at a time, so that memory stays flat.
+    The embedded images as one column that stays on disk, and for each a digest of its bytes where it was base64;
+    `(None, None)` where rows hold paths.
     """
     column = benchmark.image
     if column is None or column not in data.column_names:
         return None, None
-    feature = data.features[column]
-    if is_embeddable(feature):
+    if DIGEST in data.column_names:
+        return embedded_images(data, column), data[DIGEST]
+    if is_embeddable(data.features[column]):
         return embedded_images(data, column), None
     from datasets import Features, Image, Value
 
     decoded = data.select_columns([column]).map(
-        _decoded,
-        fn_kwargs={"column": column},
+        lambda row: decoded_image(row[column]),
         remove_columns=[column],
-        features=Features({"image": Image(decode=False), "digest": Value("string")}),
-        writer_batch_size=8,
+        features=Features({"image": Image(decode=False), DIGEST: Value("string")}),
+        writer_batch_size=WRITTEN_AT_ONCE,
         desc=f"{benchmark.name}: decoding base64",
     )
-    return decoded.select_columns(["image"]), decoded["digest"]
-
-
-def _decoded(row: Row, column: str) -> dict[str, Any]:
-    try:
-        data = base64.b64decode(row[column] or "", validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
-    digest = hashlib.sha256(data).hexdigest()[:16] if data else None
-    return {"image": {"bytes": data or None, "path": None}, "digest": digest}
+    return decoded.select_columns(["image"]), decoded[DIGEST]
 
 
 class _Rows(Sequence):
     """Rows of the set in our columns, read one at a time; a bad one is its error."""
 
     def __init__(self, data, benchmark: Benchmark, folder: Path, images, digests):
-        heavy = [benchmark.image] if images is not None else []
+        heavy = [benchmark.image, DIGEST] if images is not None else []
         self._data = data.select_columns([name for name in data.column_names if name not in heavy])
         self._benchmark, self._folder, self._images, self._digests = benchmark, folder, images, digests
 

@@ -1,0 +1,106 @@
+"""
+Tables whose images are base64 text, read a few rows at a time: memory stays flat however long the table is.
+
+The usual loaders hold a whole Parquet or TSV file in memory while they convert it. Here the rows are decoded one by
+one into a cache file of the `datasets` library, which is memory-mapped; a table that has not changed is not read again.
+"""
+
+import base64
+import binascii
+import csv
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DIGEST = "digest"
+"""Column with the digest of an image's bytes; `None` where they are no valid base64."""
+WRITTEN_AT_ONCE = 4
+"""Rows that are held before they are written."""
+
+
+def decoded_image(text: Any) -> dict[str, Any]:
+    """The image that a base64 text holds, `{"image": {"bytes", "path"}, "digest"}`; both `None` where it is not valid."""
+    try:
+        data = base64.b64decode(text or "", validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        data = b""
+    digest = hashlib.sha256(data).hexdigest()[:16] if data else None
+    return {"image": {"bytes": data, "path": None} if data else None, DIGEST: digest}
+
+
+def stream_base64(path: Path, column: str):
+    """
+    A `datasets.Dataset` of a local Parquet or TSV table with its base64 column decoded.
+
+    Args:
+        path (`Path`): A `.parquet` or `.tsv` file, or a directory of Parquet files.
+        column (`str`): The column of base64 text.
+
+    Returns:
+        `datasets.Dataset` with the images as `{"bytes", "path"}` under `column`, and their `digest`; `None` where the
+        path is no such table, or the column holds no text.
+    """
+    from datasets import Dataset, Image, Value
+
+    files = _tables(path)
+    features = _features(files[0]) if files else {}
+    if column not in features or features[column] != Value("string"):
+        return None
+    features = {**features, column: Image(decode=False), DIGEST: Value("string")}
+    tables = [(str(file), os.path.getsize(file), os.path.getmtime(file)) for file in files]
+    return Dataset.from_generator(
+        _rows,
+        features=_as_features(features),
+        gen_kwargs={"tables": [tables], "column": column},
+        writer_batch_size=WRITTEN_AT_ONCE,
+    )
+
+
+def _tables(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix in (".parquet", ".tsv") else []
+    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return [] if is_saved else sorted(path.rglob("*.parquet"))
+
+
+def _features(file: Path) -> dict[str, Any]:
+    """Columns and their types; the cells of a TSV file are text."""
+    from datasets import Features, Value
+
+    if file.suffix == ".tsv":
+        with open(file, encoding="utf-8-sig", newline="") as opened:
+            return {name: Value("string") for name in next(csv.reader(opened, delimiter="\t"), [])}
+    import pyarrow.parquet as pq
+
+    found = dict(Features.from_arrow_schema(pq.read_schema(file)))
+    return {name: Value("string") if feature == Value("large_string") else feature for name, feature in found.items()}
+
+
+def _as_features(features: dict[str, Any]):
+    from datasets import Features
+
+    return Features(features)
+
+
+def _rows(tables: list, column: str) -> Iterator[dict[str, Any]]:
+    for path, *_ in tables[0]:
+        for row in _tsv_rows(path) if path.endswith(".tsv") else _parquet_rows(path):
+            image = decoded_image(row[column])
+            yield {**row, column: image["image"], DIGEST: image[DIGEST]}
+
+
+def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False, memory_map=True) as file:
+        for batch in file.iter_batches(batch_size=2):
+            yield from batch.to_pylist()
+
+
+def _tsv_rows(path: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell holds a whole image
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t")
