@@ -1,6 +1,7 @@
 """Rows in, rewards out: what reward functions receive, how images are opened, and errors that name the row."""
 
 import io
+import threading
 
 import pytest
 import torch
@@ -200,3 +201,24 @@ def test_the_model_card_names_the_method(make_trainer, tmp_path):
     assert "MGPO" in card and "2507.05920" in card and "huang2025highresolution" in card
     assert "2402.03300" not in card and "DeepSeekMath" not in card
     assert "mgpo" in card.split("---")[1]
+
+
+def test_the_next_batch_is_opened_while_this_one_trains(make_trainer, photos, monkeypatch):
+    """Two generation batches of two steps: when one begins, threads have its images; each file is opened once."""
+    opened = []
+    count = lambda image, name: opened.append((name, threading.current_thread().name)) or open_image(image, name)  # noqa: E731
+    monkeypatch.setattr(mgpo_trl.image_loading, "open_image", count)
+    trainer = make_trainer(
+        Dataset.from_list(photos), per_device_train_batch_size=2, steps_per_generation=2, max_steps=4,
+        gradient_accumulation_steps=1, shuffle_dataset=False,
+    )  # fmt: skip
+    started, generate = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: (
+        started.append(len(trainer._loader._waiting)) or generate(rows)
+    )
+    trainer.train()
+    names = [name for name, _ in opened]
+    assert started == [2, 2] and len(names) == len(set(names)) == 4
+    assert {thread.rsplit("_", 1)[0] for _, thread in opened} == {"images"}
+    workers = make_trainer(Dataset.from_list(photos), dataloader_num_workers=1)
+    assert workers.data_collator != workers._begin_images

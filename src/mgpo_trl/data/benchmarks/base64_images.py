@@ -2,7 +2,7 @@
 Tables whose images are base64 text, read a few rows at a time: memory stays flat however long the table is.
 
 The usual loaders hold a whole Parquet or TSV file in memory while they convert it. Here the rows are decoded one by
-one into a cache file of the `datasets` library, which is memory-mapped; a table that has not changed is not read again.
+one into a cache file of the `datasets` library, which is memory-mapped; an unchanged table is not read again.
 """
 
 import base64
@@ -22,7 +22,7 @@ WRITTEN_AT_ONCE = 4
 
 
 def decoded_image(text: Any) -> dict[str, Any]:
-    """The image that a base64 text holds, `{"image": {"bytes", "path"}, "digest"}`; both `None` where it is not valid."""
+    """The image in a base64 text, `{"image": {"bytes", "path"}, "digest"}`; both `None` where it is not valid."""
     try:
         data = base64.b64decode(text or "", validate=True)
     except (binascii.Error, ValueError, TypeError):
