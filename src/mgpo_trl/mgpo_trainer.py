@@ -29,6 +29,10 @@ from .scoring import RolloutFacts, packed_logps
 from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
 
 
+SHARED_FAMILIES = ("qwen2_5_vl",)
+"""Model types that share prefixes, packed rows and vision features; others take TRL's own passes."""
+
+
 class MGPOTrainer(GRPOTrainer):
     r"""
     Trainer for Multi-turn Grounding-based Policy Optimization (MGPO, [arXiv
@@ -129,7 +133,16 @@ class MGPOTrainer(GRPOTrainer):
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._facts: RolloutFacts | None = None
         models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
-        self._packs = args.pack_loss and not self.aux_loss_enabled and all(map(install_packed_attention, models))
+        # The shared paths hand vision features and packed rows to the model: known for these families, and only where
+        # every process holds the whole model.
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._may_share = self.model.config.model_type in SHARED_FAMILIES and not sharded
+        self._packs = (
+            args.pack_loss
+            and self._may_share
+            and not self.aux_loss_enabled
+            and all(map(install_packed_attention, models))
+        )
         self._suppress_vision_tokens()
         self._shares_prefix = args.share_prefix and self._can_share_prefix()
         self._features: ImageFeatures | None = None
@@ -137,9 +150,8 @@ class MGPOTrainer(GRPOTrainer):
 
     def _can_share_prefix(self) -> bool:
         """Whether generation may run step by step on this process alone, with options that are known."""
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         other = self.use_vllm or self.use_transformers_continuous_batching
-        return not (sharded or other or unknown_options(self.generation_config))
+        return self._may_share and not other and not unknown_options(self.generation_config)
 
     def _suppress_vision_tokens(self) -> None:
         """A sampled placeholder would have no image behind it: the position code fails on it."""
