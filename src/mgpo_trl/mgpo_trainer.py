@@ -28,7 +28,6 @@ from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
 from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
 
-
 SHARED_FAMILIES = ("qwen2_5_vl",)
 """Model types that share prefixes, packed rows and vision features; others take TRL's own passes."""
 
