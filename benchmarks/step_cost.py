@@ -432,37 +432,40 @@ def text_tokens(calls: list[Call], scenario: Scenario) -> tuple[int, int]:
 
 
 def measure(scenario: Scenario, pairs: int) -> dict:
-    """Everything, as one dictionary."""
+    """Everything, as one dictionary: the figures at 7B, those at 3B under `at_3b`, and the wall time."""
     recorded = {name: record_step(scenario, name == "ours") for name in ("plain", "ours")}
     prompt, reply = text_tokens(recorded["ours"], scenario)
-    result = {"flops": {}, "ratio_to_plain": {}, "ratio_to_floor": {}, "peak_bytes": {}}
-    for size in ("3b", "7b"):
-        replay = Replay(size)
-        parts = {name: total(calls, replay, scenario.checkpointing) for name, calls in recorded.items()}
-        parts["floor"] = floor(scenario, size, prompt, reply)
-        sums = {name: float(sum(values.values())) for name, values in parts.items()}
-        result["flops"][size] = {**sums, "by_part": {name: dict(values) for name, values in parts.items()}}
-        result["ratio_to_plain"][size] = sums["ours"] / sums["plain"]
-        result["ratio_to_floor"][size] = sums["ours"] / sums["floor"]
-        result["peak_bytes"][size] = {
-            name: peak_bytes(calls, replay, scenario.checkpointing) for name, calls in recorded.items()
-        }
+    sizes = {size: _at(size, recorded, scenario, prompt, reply) for size in ("7b", "3b")}
+    result = {**sizes["7b"], "at_3b": sizes["3b"], "lengths": {"prompt_text": prompt, "reply_text": reply}}
     result["wall"] = wall(pairs)
-    result["lengths"] = {"prompt_text": prompt, "reply_text": reply}
     return result
+
+
+def _at(size: str, recorded: dict[str, list[Call]], scenario: Scenario, prompt: int, reply: int) -> dict:
+    """The figures at one model shape."""
+    replay = Replay(size)
+    parts = {name: total(calls, replay, scenario.checkpointing) for name, calls in recorded.items()}
+    parts["floor"] = floor(scenario, size, prompt, reply)
+    sums = {name: float(sum(values.values())) for name, values in parts.items()}
+    return {
+        "flops": {**sums, "by_part": {name: dict(values) for name, values in parts.items()}},
+        "ratio_to_plain": sums["ours"] / sums["plain"],
+        "ratio_to_floor": sums["ours"] / sums["floor"],
+        "peak_bytes": {name: peak_bytes(calls, replay, scenario.checkpointing) for name, calls in recorded.items()},
+    }
 
 
 def print_tables(result: dict) -> None:
     """The figures for people."""
-    for size, flops in result["flops"].items():
-        print(f"\nQwen2.5-VL-{size.upper()}, TFLOP of one step      plain      ours     floor")
+    for size, figures in (("3B", result["at_3b"]), ("7B", result)):
+        flops = figures["flops"]
+        print(f"\nQwen2.5-VL-{size}, TFLOP of one step      plain      ours     floor")
         for part in flops["by_part"]["floor"]:
             cells = [flops["by_part"][name].get(part, 0) / 1e12 for name in ("plain", "ours", "floor")]
             print(f"{part:<36}" + "".join(f"{cell:10.1f}" for cell in cells))
         print(f"{'sum':<36}" + "".join(f"{flops[name] / 1e12:10.1f}" for name in ("plain", "ours", "floor")))
-        to_plain, to_floor = result["ratio_to_plain"][size], result["ratio_to_floor"][size]
-        peak = {name: value / 2**30 for name, value in result["peak_bytes"][size].items()}
-        print(f"ours / plain {to_plain:.3f}, ours / floor {to_floor:.3f}")
+        print(f"ours / plain {figures['ratio_to_plain']:.3f}, ours / floor {figures['ratio_to_floor']:.3f}")
+        peak = {name: value / 2**30 for name, value in figures["peak_bytes"].items()}
         print(f"activations kept by the policy pass: plain {peak['plain']:.2f} GiB, ours {peak['ours']:.2f} GiB")
     wall = result["wall"]
     print(
