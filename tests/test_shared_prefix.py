@@ -1,5 +1,7 @@
 """Generation that shares prefixes gives what `model.generate` gives, and computes each shared part once."""
 
+import threading
+
 import pytest
 import torch
 from datasets import Dataset
@@ -7,6 +9,7 @@ from peft import LoraConfig
 from scripted import group_rows
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+import mgpo_trl.rollout
 from mgpo_trl.generation import ModelGenerator
 from mgpo_trl.processing import VisionChat, vision_token_ids
 from mgpo_trl.prompts import PromptTemplate
@@ -249,3 +252,28 @@ def catch_logps(monkeypatch):
     monkeypatch.setattr(_Decoding, "__init__", starting)
     monkeypatch.setattr(_Decoding, "_choose", choosing)
     return rounds
+
+
+def test_crops_are_cut_by_threads_while_others_sample(make_trainer, photos, monkeypatch):
+    """Row 0 names a region in its first turn and ends; the other goes on to its budget."""
+    trainer = make_trainer(
+        Dataset.from_list(photos), per_device_train_batch_size=2, num_generations=2, round_token_budgets=[48, 4],
+        min_box_side=1,
+    )  # fmt: skip
+    cut, running = [], []
+    crop = mgpo_trl.rollout.crop_original
+
+    def watched(image, box):
+        cut.append((box, threading.current_thread().name))
+        return crop(image, box)
+
+    monkeypatch.setattr(mgpo_trl.rollout, "crop_original", watched)
+    monkeypatch.setattr(
+        trainer, "_begin_crop", lambda *one, begin=trainer._begin_crop: running.append(one[0]) or begin(*one)
+    )
+    texts = ['[{"bbox_2d": [2, 2, 60, 40]}]', "no box in this one, and it is a longer text than the other"]
+    monkeypatch.setattr("mgpo_trl.shared_prefix._Decoding.run", force_first_round(texts, trainer.chat))
+    trainer.model.train()
+    trainer._generate_and_score_completions(group_rows(photos[:1], 2))
+    assert running[:2] == [0, 1] and len(cut) == 1
+    assert cut[0][1].startswith("images") and cut[0][0] == (7, 7, 215, 143)

@@ -98,7 +98,7 @@ class ImageLoader:
             pixels += _pixels(row)
             if pixels > self.ahead_pixels:
                 break
-            self._waiting[key] = self._submit(row)
+            self._waiting[key] = self.submit(self._open, row)
 
     def finish(self, rows: Sequence[dict]) -> dict[object, Opened]:
         """Image and view of every row by [`image_key`], each opened once; raises what opening one raised."""
@@ -106,7 +106,7 @@ class ImageLoader:
         if self.threads == 0:
             return {key: self._open(row) for key, row in distinct.items()}
         waiting, self._waiting = self._waiting, {}
-        futures = {key: waiting.get(key) or self._submit(row) for key, row in distinct.items()}
+        futures = {key: waiting.get(key) or self.submit(self._open, row) for key, row in distinct.items()}
         return {key: future.result() for key, future in futures.items()}
 
     def close(self) -> None:
@@ -115,9 +115,10 @@ class ImageLoader:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _submit(self, row: dict) -> Future:
+    def submit(self, work, *args) -> Future:
+        """Run a function in the worker threads."""
         self._pool = self._pool or ThreadPoolExecutor(self.threads, thread_name_prefix="images")
-        return self._pool.submit(self._open, row)
+        return self._pool.submit(work, *args)
 
     def _open(self, row: dict) -> Opened:
         return open_and_fit(row, self.chat, self.view_decoding)

@@ -22,7 +22,17 @@ from .mgpo_config import MGPOConfig
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
-from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts, with_ids
+from .rollout import (
+    Context,
+    Crops,
+    Rollout,
+    Sampled,
+    flatten,
+    read_region,
+    run_rounds,
+    start_rollouts,
+    with_ids,
+)
 from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
@@ -146,6 +156,7 @@ class MGPOTrainer(GRPOTrainer):
         self._shares_prefix = args.share_prefix and self._can_share_prefix()
         self._features: ImageFeatures | None = None
         self._sampler: SharedPrefixSampler | None = None
+        self._crops: Crops | None = None
 
     def _can_share_prefix(self) -> bool:
         """Whether generation may run step by step on this process alone, with options that are known."""
@@ -186,6 +197,7 @@ class MGPOTrainer(GRPOTrainer):
         opened = self._loader.finish(with_ids(inputs))
         self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds, opened)
         self._round = 1
+        self._crops = Crops(self.chat, self._loader.submit)
         self._features = ImageFeatures(self._bare_model(self.model).base_model, self.chat)
         self._sampler = None
         rows = [
@@ -214,7 +226,7 @@ class MGPOTrainer(GRPOTrainer):
         weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
-        self._rollouts, self._features, self._sampler = [], None, None
+        self._rollouts, self._features, self._sampler, self._crops = [], None, None, None
         return output
 
     def _prompt(self, rollout: Rollout) -> list[dict]:
@@ -256,9 +268,22 @@ class MGPOTrainer(GRPOTrainer):
         ):
             if self._sampler is None:
                 self._sampler = SharedPrefixSampler(
-                    model, self.chat, self.generation_config, self.args.token_budgets, self._features
+                    model,
+                    self.chat,
+                    self.generation_config,
+                    self.args.token_budgets,
+                    self._features,
+                    on_end=self._begin_crop,
                 )
             return [sampled.ids for sampled in self._sampler(contexts)]
+
+    def _begin_crop(self, place: int, ids: list[int]) -> None:
+        """A rollout has named its region while others still sample: a worker thread cuts it."""
+        if self._round < self.args.num_rounds:
+            rollout = self._rollouts[place]
+            *_, shown = read_region(rollout, self.chat.decode(ids), self.template, rollout.turns)
+            if shown is not None:
+                self._crops.begin(rollout.image, shown)
 
     def _generate(self, prompts: list):
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = (
@@ -296,7 +321,7 @@ class MGPOTrainer(GRPOTrainer):
             self._round = contexts[0].round
             return first if self._round == 1 else self._sample(contexts)
 
-        run_rounds(self._rollouts, generate, self.template, self.args.num_rounds)
+        run_rounds(self._rollouts, generate, self.template, self.args.num_rounds, self._crops)
 
     def _sample(self, contexts: list[Context]) -> list[Sampled]:
         ids, logprobs = self._generate_single_turn(

@@ -6,6 +6,7 @@ through the [`Chat`] protocol.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -203,6 +204,39 @@ class RoundTemplate:
         return named if self.crop_policy is None else self.crop_policy(rollout, named)
 
 
+class Crops:
+    """
+    Fitted crops of a batch of rollouts. Rollouts of a group often name the same box: it is cut and fitted once.
+
+    Args:
+        chat ([`Chat`]): Fits images to the pixel budget.
+        submit (`Callable`, *optional*): Runs a function in another thread and returns its `Future`. Without it, crops
+            are made where they are needed.
+    """
+
+    def __init__(self, chat: Chat, submit: Callable[..., Future] | None = None):
+        self._chat, self._submit = chat, submit
+        self._futures: dict[tuple, Future] = {}
+        self._made: dict[tuple, Image.Image] = {}
+
+    def begin(self, image: Image.Image | LateImage, box: PixelBox) -> None:
+        """Start on a crop that will be asked for."""
+        key = (id(image), box)
+        if self._submit is not None and key not in self._futures and key not in self._made:
+            self._futures[key] = self._submit(self._make, image, box)
+
+    def get(self, image: Image.Image | LateImage, box: PixelBox) -> Image.Image:
+        """The crop; the same object for the same box of the same image."""
+        key = (id(image), box)
+        if key not in self._made:
+            begun = self._futures.pop(key, None)
+            self._made[key] = begun.result() if begun else self._make(image, box)
+        return self._made[key]
+
+    def _make(self, image: Image.Image | LateImage, box: PixelBox) -> Image.Image:
+        return self._chat.fit(crop_original(image, box))
+
+
 class FlatRollout(NamedTuple):
     """A rollout as the loss sees it; see [`flatten`]."""
 
@@ -251,7 +285,11 @@ def with_ids(rows: Sequence[dict]) -> list[dict]:
 
 
 def run_rounds(
-    rollouts: Sequence[Rollout], generate: Generate, template: RoundTemplate, num_rounds: int = 2
+    rollouts: Sequence[Rollout],
+    generate: Generate,
+    template: RoundTemplate,
+    num_rounds: int = 2,
+    crops: "Crops | None" = None,
 ) -> Sequence[Rollout]:
     """
     Play every round of every rollout: sample, and between rounds read the box, crop the original and reply.
@@ -264,6 +302,7 @@ def run_rounds(
         generate (`Callable`): Takes a list of [`Context`], returns a list of [`Sampled`] of the same length.
         template ([`RoundTemplate`]): The fixed parts of the conversation.
         num_rounds (`int`, *optional*, defaults to `2`): 1 is plain GRPO, 2 is MGPO, more zoom in again.
+        crops ([`Crops`], *optional*): Where crops come from; some may have been begun while the model was sampling.
 
     Returns:
         `Sequence[Rollout]`: The same rollouts.
@@ -271,7 +310,7 @@ def run_rounds(
     Raises:
         ValueError: The generator returned another number of samples than it was given contexts.
     """
-    fitted_crops: dict[tuple, Image.Image] = {}
+    crops = crops or Crops(template.chat)
     for number in range(1, num_rounds + 1):
         contexts = [Context(_context_ids(rollout), rollout.images, number) for rollout in rollouts]
         samples = generate(contexts)
@@ -283,7 +322,7 @@ def run_rounds(
         for rollout, sample in zip(rollouts, samples, strict=True):
             rollout.turns.append(sampled_turn(sample, template.chat))
             if number < num_rounds:
-                _reply(rollout, template, number == num_rounds - 1, fitted_crops)
+                _reply(rollout, template, number == num_rounds - 1, crops)
     return rollouts
 
 
@@ -324,34 +363,48 @@ def sampled_turn(sample: Sampled, chat: Chat) -> Turn:
     return Turn(ids, chat.decode(ids), truncated, sample.logprobs)
 
 
-def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, fitted_crops: dict) -> None:
-    """Read the box of the last turn, and append the reply with the crop or with the whole image."""
-    turn = rollout.turns[-1]
-    frame, frame_view = _frame(rollout, template)
-    turn.box = parse_box(
-        turn.text,
+def read_region(
+    rollout: Rollout, text: str, template: RoundTemplate, before: Sequence[Turn]
+) -> tuple[Box, PixelBox | None, PixelBox | None]:
+    """
+    Read the box of a turn, and decide what comes back for it.
+
+    Args:
+        rollout ([`Rollout`]): The rollout that the turn belongs to.
+        text (`str`): The turn.
+        template ([`RoundTemplate`]): How a box is read, and the crop policy.
+        before (`Sequence[Turn]`): The turns before it.
+
+    Returns:
+        `tuple`: the box; the region that it names, in original pixels; and the region to be shown.
+    """
+    frame, frame_view = _frame(rollout, template, before)
+    box = parse_box(
+        text,
         frame_view.size,
         template.coordinates,
         min_side=template.min_box_side,
         max_aspect=template.max_box_aspect,
     )
-    if turn.box.status is BoxStatus.OK:
-        turn.box_original_px = _box_in_original(turn.box.box_view_px, frame_view.size, frame)
-    turn.shown_px = template.shown(rollout, turn.box_original_px)
-    if turn.shown_px is not None:
-        turn.reply_image = _fitted_crop(rollout.image, turn.shown_px, template.chat, fitted_crops)
-    else:
-        turn.reply_image = rollout.view
+    named = _box_in_original(box.box_view_px, frame_view.size, frame) if box.status is BoxStatus.OK else None
+    return box, named, template.shown(rollout, named)
+
+
+def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, crops: "Crops") -> None:
+    """Read the box of the last turn, and append the reply with the crop or with the whole image."""
+    turn = rollout.turns[-1]
+    turn.box, turn.box_original_px, turn.shown_px = read_region(rollout, turn.text, template, rollout.turns[:-1])
+    turn.reply_image = rollout.view if turn.shown_px is None else crops.get(rollout.image, turn.shown_px)
     message = template.reply(rollout, turn, is_last)
     ended = bool(turn.ids) and turn.ids[-1] == template.chat.end_of_turn_id
     closing = [] if ended else [template.chat.end_of_turn_id]
     turn.reply_ids = closing + template.chat.reply_ids(message, turn.reply_image)
 
 
-def _frame(rollout: Rollout, template: RoundTemplate) -> tuple[PixelBox, Image.Image]:
+def _frame(rollout: Rollout, template: RoundTemplate, before: Sequence[Turn]) -> tuple[PixelBox, Image.Image]:
     """The region of the original that the next box refers to, and the fitted image that shows it."""
-    if template.zoom_from == "crop" and len(rollout.turns) > 1 and rollout.turns[-2].shown_px is not None:
-        return rollout.turns[-2].shown_px, rollout.turns[-2].reply_image
+    if template.zoom_from == "crop" and before and before[-1].shown_px is not None:
+        return before[-1].shown_px, before[-1].reply_image
     return (0, 0, *rollout.image.size), rollout.view
 
 
@@ -359,14 +412,6 @@ def _box_in_original(box_view_px: PixelBox, view_size: tuple[int, int], frame: P
     left, top, right, bottom = frame
     x1, y1, x2, y2 = view_to_original(box_view_px, view_size, (right - left, bottom - top))
     return (left + x1, top + y1, left + x2, top + y2)
-
-
-def _fitted_crop(image: Image.Image, box: PixelBox, chat: Chat, fitted_crops: dict) -> Image.Image:
-    """Rollouts of a group often name the same box: cut and fit it once."""
-    key = (id(image), box)
-    if key not in fitted_crops:
-        fitted_crops[key] = chat.fit(crop_original(image, box))
-    return fitted_crops[key]
 
 
 def _turn_record(number: int, turn: Turn) -> dict:

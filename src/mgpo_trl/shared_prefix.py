@@ -8,7 +8,7 @@ crop) is new. An image is encoded once, however many contexts show it. Rows that
 Only the order of the work differs from `model.generate`: the logits are the same up to rounding, whatever the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -111,9 +111,20 @@ class SharedPrefixSampler:
             Most sampled tokens of each round.
         features ([`ImageFeatures`]):
             Where vision features come from.
+        on_end (`Callable`, *optional*):
+            Called with the place and the sampled ids of a context as soon as its turn has ended, while others go on.
     """
 
-    def __init__(self, model, chat: VisionChat, config: GenerationConfig, token_budgets, features: "ImageFeatures"):
+    def __init__(
+        self,
+        model,
+        chat: VisionChat,
+        config: GenerationConfig,
+        token_budgets,
+        features: "ImageFeatures",
+        on_end: Callable[[int, list[int]], None] | None = None,
+    ):
+        self.on_end = on_end or (lambda place, ids: None)
         self.model, self.chat, self.config = model, chat, config
         self.token_budgets, self.features = list(token_budgets), features
         self.backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
@@ -219,7 +230,7 @@ class _Decoding:
             for number, ended, chosen in zip(self.numbers.tolist(), self.ended.tolist(), token.tolist(), strict=True):
                 if not ended:
                     self.sampled[number].append(chosen)
-            self.ended |= torch.isin(token, self.sampler.ends)
+            self._end(torch.isin(token, self.sampler.ends) & ~self.ended)
             if step + 1 == budget or bool(self.ended.all()):
                 break
             if (~self.ended).float().mean() < COMPACT_BELOW:
@@ -233,6 +244,11 @@ class _Decoding:
             _Cached(row.ids + sampled[:-1], row.images, row.next_position + len(sampled) - 1, self._layers[number])
             for number, (row, sampled) in enumerate(zip(self.rows, self.sampled, strict=True))
         ]
+
+    def _end(self, ending: torch.Tensor) -> None:
+        self.ended |= ending
+        for number in self.numbers[ending].tolist():
+            self.sampler.on_end(number, self.sampled[number])
 
     def _choose(self) -> torch.Tensor:
         scores = self.sampler.process(self.ids, self.logits.float())
