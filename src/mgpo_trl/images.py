@@ -158,8 +158,8 @@ class LateImage:
 
     def draft(self, size: tuple[int, int], resample: int) -> Image.Image:
         """
-        The image at `size` (width, height), decoded at a fraction of its resolution: the largest reduction by 2, 4 or 8
-        that leaves twice the size on each side. Not bit-exact, unless the JPEG is too small to be reduced.
+        The image at `size` (width, height), decoded at a fraction of its resolution: the largest reduction by 2, 4 or
+        8 that leaves twice the size on each side. Not bit-exact, unless the JPEG is too small to be reduced.
         """
         stored_size = size[::-1] if self._is_turned else size
         with _named_errors(self._name):
