@@ -38,9 +38,9 @@ def photograph(size: tuple[int, int], seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def view_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size of a view under the paper's pixel cap, in multiples of 28."""
-    scale = (VIEW_PIXELS / (size[0] * size[1])) ** 0.5
+def view_size(size: tuple[int, int], pixels: int = VIEW_PIXELS) -> tuple[int, int]:
+    """The size of a view under a pixel cap (the paper's by default), in multiples of 28."""
+    scale = (pixels / (size[0] * size[1])) ** 0.5
     return tuple(int(side * scale) // 28 * 28 for side in size)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from commands import ROOT, environment, load_script
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mgpo_trl import image_loading, images
 from mgpo_trl.boxes import BoxStatus, format_box
 from mgpo_trl.builtin.needle import make_dataset
 from mgpo_trl.conversation import Conversation
 from mgpo_trl.evaluation import runner
 from mgpo_trl.generation import ModelGenerator
 from mgpo_trl.geometry import original_to_view
+from mgpo_trl.image_loading import open_and_fit
+from mgpo_trl.images import open_image
 from mgpo_trl.prompts import PromptTemplate
 from mgpo_trl.records import RecordError, read_rollouts, read_run
 from mgpo_trl.rollout import Sampled
@@ -477,3 +481,45 @@ def test_every_pixel_cap_stands_in_the_title(tiny_dir, tmp_path, tokens):
     arguments[arguments.index("84x84")] = f"{tokens}x28x28"
     evaluate(*arguments)
     assert f"= {tokens}x28x28" in (tmp_path / "report.md").read_text().splitlines()[0]
+
+
+# images
+
+
+def test_image_threads_change_nothing_and_no_original_outlives_its_batch(two_rounds, tiny_dir, tmp_path, monkeypatch):
+    references, most = [], []
+
+    def watched(*args):
+        image, view = open_and_fit(*args)
+        references.append(weakref.ref(image))
+        most.append(sum(reference() is not None for reference in references))
+        return image, view
+
+    monkeypatch.setattr(image_loading, "open_and_fit", watched)
+    evaluate(*needle(tiny_dir, tmp_path, "--image_threads", 0))
+    for name in ("rollouts.jsonl", "pictures.jsonl"):
+        assert (tmp_path / name).read_bytes() == (two_rounds / name).read_bytes()
+    assert len(most) == LIMIT and max(most) == 4  # one batch, whatever the protocol and the pictures keep
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_a_direct_answer_to_a_draft_view_never_decodes_the_original(tiny_dir, rows, tmp_path, monkeypatch, num_rounds):
+    for number, row in enumerate(rows):
+        open_image(row["image"], "scene").save(tmp_path / f"{number}.jpg", quality=95)
+    lines = [{**{name: row[name] for name in ("id", "question", "choices", "answer")}, "image": f"{number}.jpg"}
+             for number, row in enumerate(rows)]  # fmt: skip
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    decoded = []
+    monkeypatch.setattr(images, "open_image", lambda *args: decoded.append(args[1]) or open_image(*args))
+    box = format_box((5, 5, 60, 50), (84, 84), "absolute")
+
+    def speak(self, contexts):
+        said = box if contexts[0].round < num_rounds else "\\boxed{A}"
+        return [Sampled([*self.chat.tokenizer(said)["input_ids"], self.chat.end_of_turn_id]) for _ in contexts]
+
+    monkeypatch.setattr(ModelGenerator, "__call__", speak)
+    arguments = needle(tiny_dir, tmp_path / "out", "--view_decoding", "draft", num_rounds=num_rounds)
+    arguments[arguments.index("builtin:needle")] = str(tmp_path / "mine.jsonl")
+    evaluate(*arguments)
+    assert report_of(tmp_path / "out")["n"] == 4
+    assert sorted(decoded) == (sorted(row["id"] for row in rows) if num_rounds == 2 else [])

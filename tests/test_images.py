@@ -4,13 +4,14 @@ import io
 import random
 import warnings
 
+import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from mgpo_trl import images
 from mgpo_trl.boxes import format_box, parse_box
 from mgpo_trl.geometry import view_to_original
-from mgpo_trl.images import ImageError, crop_original, open_image
+from mgpo_trl.images import ImageError, LateImage, crop_original, open_image, open_late, read_header
 
 LARGE = (4032, 3024)
 INK, PAPER = (250, 20, 60), (40, 90, 160)
@@ -47,9 +48,9 @@ def turned(place, size, orientation):
     return (upright | turned_sides)[orientation]
 
 
-def check_mark(data, place, size, seed, ink=INK, paper=PAPER):
+def check_mark(data, place, size, seed, ink=INK, paper=PAPER, opener=open_image):
     """Text -> view -> original -> crop: the mark is in the crop at the place that the mapping says, and only there."""
-    image = open_image(data, "case")
+    image = opener(data, "case")
     assert (image.mode, image.size) == ("RGB", size)
     rng = random.Random(seed + 1)
     view_size = (rng.randrange(300, 1200), rng.randrange(300, 1200))
@@ -75,11 +76,12 @@ def test_mark_is_in_the_crop(size, seed):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(2016, 1512), (1512, 2016)], ids=str)
-def test_mark_is_in_the_crop_for_every_exif_orientation(orientation, size):
+@pytest.mark.parametrize("opener", [open_image, open_late])
+def test_mark_is_in_the_crop_for_every_exif_orientation(orientation, size, opener):
     image, place = marked(size, orientation)
     upright_size = size if orientation < 5 else size[::-1]
     data = with_orientation(image, orientation, compress_level=1)
-    check_mark(data, turned(place, size, orientation), upright_size, orientation)
+    check_mark(data, turned(place, size, orientation), upright_size, orientation, opener=opener)
 
 
 def palette_with(paper, ink):
@@ -132,13 +134,16 @@ def test_mark_is_in_the_crop_for_every_mode(name):
     check_mark(encode(image, **options), place, size, seed, ink, paper)
 
 
-def test_mark_is_in_the_crop_of_a_jpeg():
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("opener", [open_image, open_late])
+def test_mark_is_in_the_crop_of_a_jpeg(orientation, opener):
     image, (x, y) = marked(LARGE, 11)
     x, y = x // 16 * 16, y // 16 * 16
     image.paste(INK, (x, y, x + 16, y + 16))
-    data = with_orientation(image, 6, "JPEG", quality=95, subsampling=0)
-    left, top = turned((x, y + 15), LARGE, 6)
-    crop = crop_original(open_image(data, "photograph"), (left, top, left + 16, top + 16))
+    data = with_orientation(image, orientation, "JPEG", quality=95, subsampling=0)
+    corners = [turned(corner, LARGE, orientation) for corner in ((x, y), (x + 15, y + 15))]
+    left, top = (min(sides) for sides in zip(*corners, strict=True))
+    crop = crop_original(opener(data, "photograph"), (left, top, left + 16, top + 16))
     assert max(abs(a - b) for pixel in crop.get_flattened_data() for a, b in zip(pixel, INK, strict=True)) < 12
 
 
@@ -218,6 +223,134 @@ def test_an_open_image_is_left_as_it_is():
     rgb = Image.new("RGB", (9, 6))
     open_image(rgb, "mine").putpixel((0, 0), INK)
     assert rgb.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_opened_images_are_plain_and_their_own():
+    """Decoded pixels are kept, not copied, and nothing of the file stays with them."""
+    opened = open_image(with_orientation(marked((90, 60), 5)[0], 1, "JPEG"), "photo")
+    assert type(opened) is Image.Image and opened.format is None and opened.readonly == 0
+    rgb = Image.new("RGB", (9, 6))
+    assert open_image(rgb, "mine").im is not rgb.im
+
+
+def test_an_alpha_channel_that_hides_nothing_leaves_the_colours():
+    colours = Image.frombytes("RGB", (256, 3), random.Random(2).randbytes(256 * 9))
+    colours.putalpha(255)
+    white = Image.new("RGBA", colours.size, "white")
+    laid = Image.alpha_composite(white, colours).convert("RGB")
+    assert open_image(encode(colours), "opaque").tobytes() == laid.tobytes() == colours.convert("RGB").tobytes()
+
+
+# --- late decoding -----------------------------------------------------------------------------------------------
+
+
+def detailed(size, seed=0, mode="RGB"):
+    """Noise at two scales: hard on a view that leaves pixels out."""
+    rng = random.Random(seed)
+    small = tuple(-(-side // 8) for side in size)
+    layers = [Image.frombytes("RGB", sides, rng.randbytes(3 * sides[0] * sides[1])) for sides in (small, size)]
+    return Image.blend(layers[0].resize(size), layers[1], 0.3).convert(mode)
+
+
+def difference(one, other):
+    """Mean and largest difference of two images of one size, in levels of 255."""
+    values = np.abs(np.asarray(one, int) - np.asarray(other, int))
+    return values.mean(), values.max()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_late_image_has_the_size_the_view_and_the_crop_of_the_picture(orientation):
+    size, view_size = (1203, 802), (112, 84)
+    data = with_orientation(detailed(size), orientation, "JPEG", quality=92)
+    late, whole = LateImage(data, "late"), open_image(data, "whole")
+    if orientation > 4:
+        view_size = view_size[::-1]
+    assert late.size == whole.size == (late.width, late.height)
+    view = late.draft(view_size, Image.Resampling.BICUBIC)
+    assert not late.is_decoded and view.size == view_size and view.mode == "RGB" and view.info == {}
+    mean, largest = difference(view, whole.resize(view_size, Image.Resampling.BICUBIC))
+    assert mean < 1.5 and largest < 12
+    box = (300, 200, 700, 500)
+    assert crop_original(late, box).tobytes() == crop_original(whole, box).tobytes()
+    assert late.is_decoded and late.decoded.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize(
+    "mode, options",
+    [("CMYK", {}), ("L", {}), ("RGB", {"progressive": True}), ("RGB", {"subsampling": 0}), ("RGB", {"quality": 40})],
+)
+def test_every_kind_of_jpeg_can_be_late(mode, options):
+    data = encode(detailed((1001, 999), mode=mode), "JPEG", **{"quality": 92, **options})
+    late, whole = open_late(data, "late"), open_image(data, "whole")
+    view = late.draft((112, 112), Image.Resampling.BICUBIC)
+    mean, largest = difference(view, whole.resize((112, 112), Image.Resampling.BICUBIC))
+    assert not late.is_decoded and mean < 1.5 and largest < 12
+    assert crop_original(late, (7, 9, 500, 600)).tobytes() == crop_original(whole, (7, 9, 500, 600)).tobytes()
+
+
+def test_a_draft_is_not_stretched_to_the_columns_that_the_decoder_fills_up():
+    """1601 pixels are 201 eighths, the last of them one pixel wide: a step near the right edge stays in its place."""
+    image = Image.new("RGB", (1601, 1601), "black")
+    image.paste("white", (1440, 0, 1601, 1601))
+    data = encode(image, "JPEG", quality=95)
+    size = (100, 100)
+    draft = LateImage(data, "late").draft(size, Image.Resampling.BICUBIC)
+    assert difference(draft, open_image(data, "whole").resize(size, Image.Resampling.BICUBIC))[1] < 40
+
+
+def test_a_jpeg_too_small_to_be_reduced_is_decoded_once_and_exactly(monkeypatch):
+    data = with_orientation(detailed((300, 200)), 6, "JPEG")
+    opened = []
+    monkeypatch.setattr(images, "open_image", lambda *args: opened.append(args) or open_image(*args))
+    late = LateImage(data, "late")
+    view = late.draft((84, 112), Image.Resampling.BICUBIC)
+    assert view.tobytes() == open_image(data, "x").resize((84, 112), Image.Resampling.BICUBIC).tobytes()
+    crop_original(late, (0, 0, 9, 9))
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP"])
+def test_only_a_jpeg_is_late(image_format):
+    data = with_orientation(marked((90, 60), 5)[0], 6, image_format)
+    opened = open_late(data, "photo")
+    assert (opened.size, opened.tobytes()) == ((60, 90), open_image(data, "photo").tobytes())
+    with pytest.raises(ValueError, match=rf"photo: {image_format} cannot be decoded late. Open it with `open_late`"):
+        LateImage(data, "photo")
+    image = Image.new("RGB", (9, 6))
+    assert open_late(image, "open already").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("cut", [0, 40, 500, 5000, -200])
+def test_no_cut_jpeg_gets_through_as_a_draft(cut):
+    data = encode(detailed((900, 600)), "JPEG")[:cut]
+    with pytest.raises(ImageError, match=r"^cut: .*\. .*[.]$"):
+        open_late(data, "cut").draft((112, 84), Image.Resampling.BICUBIC)
+
+
+def test_late_errors_name_the_image(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(PHOTO)
+    late = open_late(path, "row 8")
+    path.unlink()
+    with pytest.raises(ImageError, match="row 8: there is no image file"):
+        crop_original(late, (0, 0, 9, 9))
+    with pytest.raises(ImageError, match="row 9: there is no image file"):
+        open_late(path, "row 9")
+
+
+def test_a_header_is_read_without_decoding(tmp_path, monkeypatch):
+    """Of a file even the beginning is enough; asking Pillow for the orientation of a PNG would decode it."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    path = tmp_path / "photo.png"
+    path.write_bytes(NOISE_PNG[:100])
+    for source in (path, str(path), NOISE_PNG, {"bytes": NOISE_PNG, "path": None}, {"bytes": None, "path": str(path)}):
+        assert read_header(source, "photo") == ("PNG", 300 * 200)
+    assert read_header(PHOTO, "photo").format == "JPEG"
+    assert read_header(Image.new("RGB", (5, 4)), "in memory") == (None, 20)
+    path.write_bytes(b"")
+    for source, fact in ((path, "zero bytes"), (tmp_path / "gone.png", "no image file"), (b"nothing", "be decoded")):
+        with pytest.raises(ImageError, match=f"^row 3: .*{fact}"):
+            read_header(source, "row 3")
 
 
 # --- bad files ---------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
 
-from .images import LateImage, open_image
+from .images import DRAFTABLE, MAX_PIXELS, ImageError, LateImage, open_image, open_late, read_header
 
 THREADS = 2
-AHEAD_PIXELS = 150_000_000
-"""Most pixels that are opened ahead of their batch: 450 MB of RGB, four 8K photographs."""
+AHEAD_PIXELS = MAX_PIXELS
+"""Most pixels that are held ahead of their batch, so that any image that opens can be: 1.6 GB (Pillow keeps four bytes
+for a pixel of RGB), twelve 8K photographs."""
 VIEW_DECODING = ("exact", "draft")
 
 Opened = tuple[Image.Image | LateImage, Image.Image]
@@ -39,12 +40,13 @@ def open_and_fit(row: dict, chat, view_decoding: str = "exact") -> Opened:
         ValueError: It has no size within the pixel budget; the message names the row.
     """
     name = str(row.get("id", "without an id"))
-    draft = view_decoding == "draft" and not isinstance(row["image"], Image.Image)
-    image = LateImage(row["image"], name) if draft else open_image(row["image"], name)
+    image = (open_late if view_decoding == "draft" else open_image)(row["image"], name)
     try:
-        if not draft:
-            return image, chat.fit(image)
-        return image, image.draft(chat.fitted_size(image.size), chat.image_processor.resample)
+        if isinstance(image, LateImage):
+            return image, image.draft(chat.fitted_size(image.size), chat.image_processor.resample)
+        return image, chat.fit(image)
+    except ImageError:
+        raise
     except ValueError as error:
         raise ValueError(f"The image of row {name!r} can not be shown ({image.size} pixels): {error}") from error
 
@@ -69,8 +71,8 @@ class ImageLoader:
 
     def batches(self, batches: Iterable[tuple[int, list[dict]]]) -> Iterator[tuple[int, list[dict], dict]]:
         """
-        For each (position, rows) also the opened images by [`image_key`]. An image that cannot be opened raises when
-        its batch is reached.
+        For each (position, rows) also the opened images by [`image_key`]. They are let go before those of the next
+        batch are waited for: `opened` is emptied. An image that cannot be opened raises when its batch is reached.
         """
         try:
             iterator = iter(batches)
@@ -82,6 +84,7 @@ class ImageLoader:
                 if following:
                     self.begin(following[1])
                 yield start, rows, opened
+                opened.clear()
         finally:
             self.close()
 
@@ -95,13 +98,15 @@ class ImageLoader:
             return
         self._begun, self._waiting, pixels = set(distinct), {}, 0
         for key, row in distinct.items():
-            pixels += _pixels(row)
+            pixels += self._held_pixels(row)
             if pixels > self.ahead_pixels:
                 break
             self._waiting[key] = self.submit(self._open, row)
 
     def finish(self, rows: Sequence[dict]) -> dict[object, Opened]:
-        """Image and view of every row by [`image_key`], each opened once; raises what opening one raised."""
+        """
+        Image and view of every row by [`image_key`], each opened once; raises what opening the first bad one raised.
+        """
         distinct = _distinct(rows)
         if self.threads == 0:
             return {key: self._open(row) for key, row in distinct.items()}
@@ -123,17 +128,18 @@ class ImageLoader:
     def _open(self, row: dict) -> Opened:
         return open_and_fit(row, self.chat, self.view_decoding)
 
+    def _held_pixels(self, row: dict) -> int:
+        """Pixels that stay in memory once the row's image is open; 0 where opening it will fail and say so."""
+        try:
+            header = read_header(row["image"], "header")
+        except ImageError:
+            return 0
+        return 0 if self.view_decoding == "draft" and header.format in DRAFTABLE else header.pixels
+
 
 def _distinct(rows: Sequence[dict]) -> dict:
-    return {image_key(row["image"]): row for row in reversed(rows)}
-
-
-def _pixels(row: dict) -> int:
-    """Pixels of an image by its header; 0 where that cannot be read, which opening it will say."""
-    if isinstance(row["image"], Image.Image):
-        return row["image"].width * row["image"].height
-    try:
-        image = LateImage(row["image"], "header")
-    except ValueError:
-        return 0
-    return image.width * image.height
+    """The first row of every image, in order."""
+    distinct: dict = {}
+    for row in rows:
+        distinct.setdefault(image_key(row["image"]), row)
+    return distinct

@@ -10,11 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
 MAX_PIXELS = 400_000_000
 """Largest image that is opened: benchmark photographs of 8K x 8K are ordinary here, Pillow stops at 178 million."""
+
+DRAFTABLE = ("JPEG", "MPO")
+"""Formats whose decoder can leave out resolution; a camera's MPO is a JPEG with further pictures behind it."""
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -26,6 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAP_SIDES = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 _limit_lock = threading.Lock()
 
 
@@ -56,7 +61,34 @@ def open_image(source: str | os.PathLike | bytes | dict | Image.Image, name: str
     with _named_errors(name):
         image = _open(source, name)
         image.load()
-        return _to_rgb(_upright(image), name)
+        upright = _upright(image)
+        return _to_rgb(upright, name, is_ours=upright is not source)
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say."""
+
+    format: str | None
+    """Pillow's name of the format; `None` for an image in memory."""
+    pixels: int
+    """Width times height."""
+
+
+def read_header(source: str | os.PathLike | bytes | dict | Image.Image, name: str) -> Header:
+    """
+    Format and number of pixels of an image, as in [`open_image`]. Decodes nothing, and of a file reads the beginning.
+
+    Raises:
+        [`ImageError`]: if the image is missing, unreadable, empty or larger than `MAX_PIXELS`.
+    """
+    with _named_errors(name):
+        file = _file_of(source)
+        if isinstance(file, str | os.PathLike) and os.path.isfile(file) and os.path.getsize(file):
+            with open(file, "rb") as opened:
+                image = _check_size(_read_header(opened), name)
+        else:
+            image = _open(file, name)
+        return Header(image.format, image.width * image.height)
 
 
 @contextmanager
@@ -77,7 +109,8 @@ def _named_errors(name: str) -> Iterator[None]:
 
 class LateImage:
     """
-    An original that is decoded when its pixels are first asked for. Knows its upright size at once.
+    A JPEG whose pixels are decoded when they are first asked for. Knows its upright size at once; threads may share
+    it.
 
     Args:
         source: As in [`open_image`], but no open image.
@@ -85,6 +118,7 @@ class LateImage:
 
     Raises:
         [`ImageError`]: the header cannot be read; on first use, the pixels cannot be decoded.
+        ValueError: it is no JPEG; [`open_late`] decodes other formats at once.
     """
 
     def __init__(self, source: str | os.PathLike | bytes | dict, name: str):
@@ -93,8 +127,11 @@ class LateImage:
         self._lock = threading.Lock()
         with _named_errors(name):
             header = _open(source, name)
-            turned = header.getexif().get(_ORIENTATION_TAG, 1) >= 5
-            self.size: tuple[int, int] = header.size[::-1] if turned else header.size
+            turn = _turn_of(header) if header.format in DRAFTABLE else None
+        if header.format not in DRAFTABLE:
+            raise ValueError(f"{name}: {header.format} cannot be decoded late. Open it with `open_late`.")
+        self._is_turned = turn in _SWAP_SIDES
+        self.size: tuple[int, int] = header.size[::-1] if self._is_turned else header.size
 
     @property
     def width(self) -> int:
@@ -107,6 +144,11 @@ class LateImage:
         return self.size[1]
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether the full pixels are in memory."""
+        return self._decoded is not None
+
+    @property
     def decoded(self) -> Image.Image:
         """The image with all its pixels, decoded once."""
         with self._lock:
@@ -116,18 +158,28 @@ class LateImage:
 
     def draft(self, size: tuple[int, int], resample: int) -> Image.Image:
         """
-        The image at `size` (width, height), from a JPEG decoded at a fraction of its resolution: the largest reduction
-        by 2, 4 or 8 that leaves twice the size on each side. Not bit-exact; other formats are decoded in full.
+        The image at `size` (width, height), decoded at a fraction of its resolution: the largest reduction by 2, 4 or
+        8 that leaves twice the size on each side. Not bit-exact, unless the JPEG is too small to be reduced.
         """
+        stored_size = size[::-1] if self._is_turned else size
         with _named_errors(self._name):
             image = _open(self._source, self._name)
-            if image.format != "JPEG":
+            full_size = image.size
+            _, box = image.draft(None, (2 * stored_size[0], 2 * stored_size[1]))
+            if image.size == full_size:
                 return self.decoded.resize(size, resample)
-            turned = self.size != image.size
-            wanted = tuple(2 * side for side in (size[::-1] if turned else size))
-            image.draft(None, wanted)
             image.load()
-            return _to_rgb(_upright(image), self._name).resize(size, resample)
+            turn = _turn_of(image)
+            # The last column of a reduced image may stand for less than a whole one; the box says where it ends.
+            view = _to_rgb(image, self._name, is_ours=True).resize(stored_size, resample, box)
+            return view if turn is None else view.transpose(turn)
+
+
+def open_late(source: str | os.PathLike | bytes | dict | Image.Image, name: str) -> LateImage | Image.Image:
+    """A JPEG as a [`LateImage`], any other image as [`open_image`] gives it: it has no reduced form to show first."""
+    is_file = not isinstance(source, Image.Image)
+    late = is_file and read_header(source, name).format in DRAFTABLE
+    return LateImage(source, name) if late else open_image(source, name)
 
 
 def crop_original(image: Image.Image | LateImage, box_original_px: tuple[int, int, int, int]) -> Image.Image:
@@ -160,8 +212,7 @@ def crop_original(image: Image.Image | LateImage, box_original_px: tuple[int, in
 
 def _open(source, name: str) -> Image.Image:
     """The image with its header read and its size checked, not decoded yet."""
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    source = _file_of(source)
     if isinstance(source, Image.Image):
         image = source
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -176,6 +227,13 @@ def _open(source, name: str) -> Image.Image:
     return _check_size(image, name)
 
 
+def _file_of(source):
+    """The bytes or the path that a dictionary of 🤗 Datasets holds; anything else as it is."""
+    if not isinstance(source, dict):
+        return source
+    return source["bytes"] if source.get("bytes") is not None else source.get("path")
+
+
 def _read_file(path: Path, name: str) -> bytes:
     if not path.is_file():
         raise ImageError(f"{name}: there is no image file at {path}. Fix the path or leave the row out.")
@@ -188,7 +246,7 @@ def _not_empty(data: bytes, name: str) -> bytes:
     return data
 
 
-def _read_header(file: io.BytesIO) -> Image.Image:
+def _read_header(file: BinaryIO) -> Image.Image:
     with _pixel_limit():
         return Image.open(file)
 
@@ -216,18 +274,25 @@ def _too_large(name: str, pixels: str) -> str:
     return f"{name}: the image has {pixels} pixels, over the limit of {MAX_PIXELS:,}. Make it smaller or leave it out."
 
 
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    return _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    turn = _turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, is_ours: bool) -> Image.Image:
+    """The image in mode RGB, without metadata. Where `is_ours`, nobody else holds it and its pixels may be kept."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _scale_to_8_bit(image, name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+        if image.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    # `convert` copies what is RGB already; `_new` puts a plain image around the same pixels (130 MB of an 8K picture).
+    image = image._new(image.im) if image.mode == "RGB" and is_ours else image.convert("RGB")
     image.info = {}
     return image
 

@@ -1,7 +1,7 @@
 """Evaluation of a model: rows -> the same round loop as training -> records -> report."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,9 @@ def play_batches(batches, players: Sequence[Player], loader: ImageLoader, total:
         seed (`int`): Sampling is seeded for each batch and round from it and the batch's position.
     """
     done = total - len(set().union(*(player.todo for player in players)))
-    with tqdm(total=total, initial=done, desc="evaluating", unit="rollout", dynamic_ncols=True) as progress:
-        for start, rows, opened in loader.batches(batches):
+    bar = tqdm(total=total, initial=done, desc="evaluating", unit="rollout", dynamic_ncols=True)
+    with bar as progress, closing(loader.batches(batches)) as opened_batches:
+        for start, rows, opened in opened_batches:
             first = SharedFirstRound(lambda contexts: [])
             for player in players:
                 _play(player, rows, opened, first, seed * 1_000_003 + start)
