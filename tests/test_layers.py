@@ -14,12 +14,13 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "points": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
-    "gallery": 2, "inference": 3, "integrations": 4,
+    "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "evaluation": 3,
     "builtin": 4,
-    "scripts": 5,
+    "scripts": 5, "inference": 5,
+    "integrations": 6,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
 }  # fmt: skip
 SIBLINGS = {

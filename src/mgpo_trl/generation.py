@@ -72,12 +72,18 @@ def _left_pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([[value] * (length - len(row)) + row for row in rows])
 
 
+def end_ids(model) -> list[int]:
+    """Every id that ends a turn according to the model's generation configuration."""
+    ends = model.generation_config.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
 def load_for_inference(path: str, base_model: str | None = None, dtype: str = "auto", device: str | None = None):
     """
     Load a model directory or Hub id, or a LoRA adapter on its base model, with its processor.
 
     Args:
-        path (`str`): Full model, or a directory with `adapter_config.json`.
+        path (`str`): Directory or Hub id of a full model, or of an adapter (it has an `adapter_config.json`).
         base_model (`str`, *optional*): Base of the adapter; the one that it names when not given.
         dtype (`str`, *optional*, defaults to `"auto"`): As in `from_pretrained`.
         device (`str`, *optional*): Device; the accelerator when there is one.
@@ -85,18 +91,16 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
     Returns:
         `tuple`: (model in evaluation mode, processor).
     """
-    import os
-
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from .processing import check_processor
 
-    is_adapter = os.path.isfile(os.path.join(path, "adapter_config.json"))
+    is_adapter = _has_file(path, "adapter_config.json")
     if is_adapter:
         from peft import PeftConfig, PeftModel
 
         base_model = base_model or PeftConfig.from_pretrained(path).base_model_name_or_path
-    has_processor = not is_adapter or os.path.isfile(os.path.join(path, "tokenizer_config.json"))
+    has_processor = not is_adapter or _has_file(path, "tokenizer_config.json")
     processor = AutoProcessor.from_pretrained(path if has_processor else base_model, padding_side="left")
     check_processor(processor)
     model = AutoModelForImageTextToText.from_pretrained(base_model if is_adapter else path, dtype=dtype)
@@ -104,3 +108,10 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
         model = PeftModel.from_pretrained(model, path).merge_and_unload()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return model.to(device or accelerator).eval(), processor
+
+
+def _has_file(path: str, name: str) -> bool:
+    """Whether a model directory or Hub repository holds a file."""
+    from transformers.utils import cached_file
+
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False) is not None

@@ -8,10 +8,11 @@ from PIL import Image
 from .answers import extract_answer, parse_choices
 from .boxes import format_box
 from .conversation import Conversation, load_conversation
-from .generation import ModelGenerator, load_for_inference
-from .geometry import original_to_view
+from .generation import ModelGenerator, end_ids, load_for_inference
+from .geometry import view_to_original
 from .image_loading import image_key, open_and_fit
-from .rollout import Context, Generate, Rollout, RoundTemplate, Sampled, run_rounds, start_rollouts
+from .processing import MAX_ASPECT
+from .rollout import Context, CropPolicy, Generate, Rollout, RoundTemplate, Sampled, run_rounds, start_rollouts
 
 PixelBox = tuple[int, int, int, int]
 
@@ -27,7 +28,7 @@ class Question:
     choices: Sequence[str] | None = None
     """Texts of the choices; `None` for a free-form question."""
     box: PixelBox | None = None
-    """A region chosen by hand, (x1, y1, x2, y2) in original pixels, in place of the model's."""
+    """A region chosen by hand, (x1, y1, x2, y2) in original pixels, in place of the first that the model names."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,18 @@ class GroundedAnswer:
     text: str
     """The whole answer turn."""
     box: PixelBox | None
-    """The region that came back, in original pixels; `None` for a direct answer or an unusable box."""
+    """The last region that came back, in original pixels; `None` for a direct answer or an unusable box."""
     status: str | None
-    """Status of the model's box, `"by_hand"` for a region chosen by hand, `None` for a direct answer."""
+    """Status of the model's last box, `"by_hand"` for a region chosen by hand, `None` for a direct answer."""
     crop: Image.Image | None
     """That region as the model saw it."""
     rollout: Rollout
     """The conversation: its turns, the original image and the view."""
+
+    @property
+    def turns(self) -> list[str]:
+        """What the model wrote, round by round; where a region was chosen by hand, the first is ours."""
+        return [turn.text for turn in self.rollout.turns]
 
 
 class GroundedVQA:
@@ -70,9 +76,7 @@ class GroundedVQA:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
         self.conversation, self.batch_size = conversation, batch_size
-        ends = model.generation_config.eos_token_id
-        end_ids = [ends] if isinstance(ends, int) else list(ends or [])
-        self.template = conversation.template(processor, model.config.model_type, end_ids)
+        self.template = conversation.template(processor, model.config.model_type, end_ids(model))
         self.generate = ModelGenerator(model, self.template.chat, conversation.token_budgets, temperature)
 
     @classmethod
@@ -99,6 +103,9 @@ class GroundedVQA:
             dtype (`str`, *optional*, defaults to `"auto"`): Precision of the weights.
             device (`str`, *optional*): Device; the accelerator when there is one.
         """
+        from .builtin.tiny import register_processor
+
+        register_processor()  # a model that the built-in run saved may be asked
         conversation = load_conversation(path)
         if num_rounds is not None:
             conversation = conversation.with_rounds(num_rounds)
@@ -139,9 +146,9 @@ class GroundedVQA:
         if by_hand and rounds < 2:
             raise ValueError("A region by hand needs two rounds, and this conversation has one. Pass `num_rounds=2`.")
         _check_regions(rollouts, by_hand)
-        template = replace(self.template, crop_policy=lambda rollout, named: by_hand.get(id(rollout), named))
+        template = replace(self.template, crop_policy=_crop_of(by_hand))
         run_rounds(rollouts, _with_regions(self.generate, rollouts, by_hand, template), template, rounds)
-        return [_answer(rollout, id(rollout) in by_hand) for rollout in rollouts]
+        return [_answer(rollout) for rollout in rollouts]
 
 
 def _row(number: int, question: Question) -> dict:
@@ -154,15 +161,32 @@ def _row(number: int, question: Question) -> dict:
 
 def _check_regions(rollouts: Sequence[Rollout], by_hand: dict[int, PixelBox]) -> None:
     for rollout in rollouts:
-        box = by_hand.get(id(rollout))
-        if box is None:
-            continue
-        x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= rollout.image.width and 0 <= y1 < y2 <= rollout.image.height):
-            raise ValueError(
-                f"The region {tuple(box)} is not inside the image of {rollout.image.size} pixels, or is empty. Give "
-                "(x1, y1, x2, y2) in original pixels."
-            )
+        if id(rollout) in by_hand:
+            _check_region(by_hand[id(rollout)], rollout.image.size)
+
+
+def _check_region(box: PixelBox, size: tuple[int, int]) -> None:
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):
+        raise ValueError(
+            f"The region {tuple(box)} is not inside the image of {size} pixels, or is empty. Give (x1, y1, x2, y2) in "
+            "original pixels."
+        )
+    short, long = sorted((x2 - x1, y2 - y1))
+    if long > MAX_ASPECT * short:
+        raise ValueError(
+            f"The region {tuple(box)} is more than {MAX_ASPECT} times as long as it is wide, which no model can be "
+            "shown. Make it wider."
+        )
+
+
+def _crop_of(by_hand: dict[int, PixelBox]) -> CropPolicy:
+    """The first region that comes back is the one chosen by hand, to the pixel; later ones are the model's."""
+
+    def policy(rollout: Rollout, named: PixelBox | None) -> PixelBox | None:
+        return by_hand.get(id(rollout), named) if len(rollout.turns) == 1 else named
+
+    return policy
 
 
 def _with_regions(generate: Generate, rollouts, by_hand: dict[int, PixelBox], template: RoundTemplate) -> Generate:
@@ -182,14 +206,16 @@ def _with_regions(generate: Generate, rollouts, by_hand: dict[int, PixelBox], te
 
 
 def _written(rollout: Rollout, box: PixelBox, template: RoundTemplate) -> Sampled:
-    seen = original_to_view(box, rollout.image.size, rollout.view.size)
-    ids = template.chat.tokenizer(format_box(seen, rollout.view.size, template.coordinates))["input_ids"]
-    return Sampled([*ids, template.chat.end_of_turn_id])
+    """A first turn of ours that names the smallest box of whole view pixels around the region."""
+    seen = view_to_original(box, rollout.image.size, rollout.view.size)  # outwards, the other way round
+    text = format_box(seen, rollout.view.size, template.coordinates)
+    ids = template.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Sampled([*ids, template.chat.end_of_turn_id], given=True)
 
 
-def _answer(rollout: Rollout, by_hand: bool) -> GroundedAnswer:
+def _answer(rollout: Rollout) -> GroundedAnswer:
     text, grounding = rollout.turns[-1].text, rollout.turns[-2] if len(rollout.turns) > 1 else None
-    status = None if grounding is None else "by_hand" if by_hand else grounding.box.status.value
+    status = None if grounding is None else "by_hand" if grounding.given else grounding.box.status.value
     usable = grounding is not None and grounding.shown_px is not None
     return GroundedAnswer(
         answer=extract_answer(text, rollout.choices),

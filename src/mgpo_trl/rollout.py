@@ -48,6 +48,8 @@ class Sampled(NamedTuple):
     """Sampled ids, exactly as sampled, up to and including the first end-of-turn token."""
     logprobs: list[float] | None = None
     """Log-probability of each sampled id under the sampler, where the generator knows it."""
+    given: bool = False
+    """Whether the ids were written for the model instead of sampled by it."""
 
 
 class Context(NamedTuple):
@@ -69,7 +71,7 @@ class Turn:
     """One sampled turn, and the fixed reply that follows it."""
 
     ids: list[int]
-    """Sampled ids; never re-encoded, cut or overwritten."""
+    """Sampled ids; never re-encoded, cut or overwritten. Written ones where the turn was `given`."""
     text: str
     """Decoded ids without special tokens: what the box or the answer is parsed from."""
     truncated: bool
@@ -87,6 +89,8 @@ class Turn:
     """Ids that we append after this turn: a missing end of turn, then the reply. Not the model's."""
     reply_image: Image.Image | None = None
     """The fitted image that the reply carries: the crop, or the view of the whole image."""
+    given: bool = False
+    """Whether the turn was written for the model, such as a box chosen by hand: its ids carry turn id 0."""
 
 
 @dataclass
@@ -243,7 +247,7 @@ class FlatRollout(NamedTuple):
     ids: list[int]
     """Prompt and completion, length P + C."""
     turn_ids: list[int]
-    """For each completion token the round that sampled it, 0 where it was appended, length C."""
+    """For each completion token the round that sampled it, 0 where it was appended or given, length C."""
     images: list[Image.Image]
     """Fitted images in the order of their placeholders."""
 
@@ -344,7 +348,7 @@ def flatten(rollout: Rollout) -> FlatRollout:
     """
     turn_ids: list[int] = []
     for number, turn in enumerate(rollout.turns, start=1):
-        turn_ids += [number] * len(turn.ids) + [0] * len(turn.reply_ids)
+        turn_ids += [0 if turn.given else number] * len(turn.ids) + [0] * len(turn.reply_ids)
     return FlatRollout(_context_ids(rollout), turn_ids, rollout.images)
 
 
@@ -360,7 +364,7 @@ def sampled_turn(sample: Sampled, chat: Chat) -> Turn:
     """The turn that a sample makes, with its text."""
     ids = list(sample.ids)
     truncated = not ids or not chat.ends_turn(ids[-1])
-    return Turn(ids, chat.decode(ids), truncated, sample.logprobs)
+    return Turn(ids, chat.decode(ids), truncated, sample.logprobs, given=sample.given)
 
 
 def read_region(
@@ -421,6 +425,7 @@ def _turn_record(number: int, turn: Turn) -> dict:
         "num_tokens": len(turn.ids),
         "truncated": turn.truncated,
         "box": None if turn.box is None else _box_record(turn),
+        **({"given": True} if turn.given else {}),
     }
 
 

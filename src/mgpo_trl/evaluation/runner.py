@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..conversation import Conversation, load_conversation
 from ..data import LoadedRows
 from ..gallery import PictureWriter
-from ..generation import ModelGenerator, load_for_inference
+from ..generation import ModelGenerator, end_ids, load_for_inference
 from ..image_loading import ImageLoader
 from ..processing import parse_pixels
 from ..prompts import PROTOCOL_VERSION, load_prompts
@@ -75,7 +75,7 @@ def run_evaluation(args: EvalArguments, rows: LoadedRows) -> dict[str, Any]:
         _write_record(args, conversation, rows, protocol, directories[protocol.name], questions, wanted[protocol.name])
     base_model = args.model if args.adapter else None
     model, processor = load_for_inference(args.adapter or args.model, base_model, args.dtype, args.device)
-    template = conversation.template(processor, model.config.model_type, _end_ids(model))
+    template = conversation.template(processor, model.config.model_type, end_ids(model))
     with ExitStack() as stack:
         players = [
             Player(
@@ -232,8 +232,3 @@ def _write_record(
         "official",
     )
     write_run(directory, record, ignore=free, overwrite=nothing_yet)
-
-
-def _end_ids(model) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends or [])
