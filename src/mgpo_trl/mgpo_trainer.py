@@ -11,7 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from trl import GRPOTrainer
 
 from .conversation import Conversation
-from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
+from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .processing import check_processor, vision_token_ids
 from .prompts import load_prompts
@@ -150,7 +150,7 @@ class MGPOTrainer(GRPOTrainer):
         device = output["completion_ids"].device
         turn_ids = [self._loss_turn_ids(rollout) for rollout in self._rollouts]
         output["turn_ids"] = pad_turn_ids(turn_ids, output["completion_ids"].size(1), device)
-        weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
+        weights = self._token_weights(output["turn_ids"])
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
         self._rollouts = []
@@ -264,6 +264,20 @@ class MGPOTrainer(GRPOTrainer):
             return [0] * len(turn_ids)
         return [0 if number in cut else number for number in turn_ids]
 
+    def _token_weights(self, turn_ids: torch.Tensor) -> torch.Tensor:
+        """Weight of every completion token in the loss, shape (B, C). `dr_grpo` divides by a constant: as they are."""
+        weights = self.args.turn_loss_weights
+        return turn_weights(turn_ids, weights if self.loss_type == "dr_grpo" else relative_weights(weights))
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        """A token counts or does not: TRL would compare entropies that are multiplied by the weight of their turn."""
+        return super().get_high_entropy_mask(entropies, (mask > 0).float(), threshold)
+
+    @staticmethod
+    def get_gamma_weights(*, mask, **kwargs):
+        """A token counts or does not: VESPO's ratio is that of the whole sequence, whatever its turns weigh."""
+        return GRPOTrainer.get_gamma_weights(mask=(mask > 0).float(), **kwargs)
+
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if kwargs.get("compute_entropy"):
@@ -271,7 +285,7 @@ class MGPOTrainer(GRPOTrainer):
         return output
 
     def _compute_loss(self, model, inputs):
-        weights = turn_weights(inputs["turn_ids"], self.args.turn_loss_weights)
+        weights = self._token_weights(inputs["turn_ids"])
         loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
         self._log_turns(inputs)
         return loss
