@@ -52,7 +52,7 @@ def gradient(trainer, batch, monkeypatch, loss_type, *, beta=0.0, weights=None, 
     monkeypatch.setattr(trainer, "_packs", False)  # the padded pass, whose log-probabilities are replaced
     fake = lambda *args, **kwargs: (logps, entropies, None)  # noqa: E731
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", fake)
-    items = torch.tensor(float(sum((weights or [1.0, 1.0])[turn - 1] for turn in batch["turn_ids"].flatten() if turn)))
+    items = trainer._token_weights(batch["turn_ids"]).sum()
     inputs = {**batch, "old_per_token_logps": old, "ref_per_token_logps": ref, "num_items_in_batch": items}
     (compute or type(trainer)._compute_loss)(trainer, trainer.model, inputs).backward()
     return logps.grad
@@ -118,6 +118,46 @@ def test_weights_make_a_weighted_mean(scripted, monkeypatch):
     for number, weight in ((1, 0.5), (2, 2.0)):
         mine = batch["turn_ids"] == number
         torch.testing.assert_close(weighed[mine], plain[mine] * weight * scale)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_weights_of_any_size_make_the_same_mean(scripted, monkeypatch, loss_type):
+    """TRL divides by no sum of weights below 1; here all the weights of the batch add up to less."""
+    trainer, batch = scripted
+    size = 2.0**-12
+    for weights in ([1.0, 1.0], [1.0, 4.0], [0.0, 1.0]):
+        small = [size * weight for weight in weights]
+        assert sum(small) * batch["turn_ids"].numel() < 1
+        plain = gradient(trainer, batch, monkeypatch, loss_type, beta=0.01, weights=weights)
+        weighed = gradient(trainer, batch, monkeypatch, loss_type, beta=0.01, weights=small)
+        torch.testing.assert_close(weighed, plain * size if loss_type == "dr_grpo" else plain)
+
+
+def test_a_rollout_of_low_weight_alone_is_a_mean_too(scripted, monkeypatch):
+    """Its answer was cut and left the loss; the grounding turn has the lower weight."""
+    trainer, batch = scripted
+    cut = {**batch, "turn_ids": torch.where(batch["turn_ids"] == 2, 0, batch["turn_ids"])}
+    one = gradient(trainer, cut, monkeypatch, "grpo", weights=[2.0**-10, 1.0])
+    torch.testing.assert_close(one, gradient(trainer, cut, monkeypatch, "grpo"))
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [1.0, 0.25]])
+def test_weights_do_not_choose_the_high_entropy_tokens(scripted, monkeypatch, weights):
+    trainer, batch = scripted
+    options = {"top_entropy_quantile": 0.5, "epsilon_low": 9.0, "epsilon_high": 9.0}
+    for loss_type in ("dapo", "dr_grpo"):
+        plain = gradient(trainer, batch, monkeypatch, loss_type, **options)
+        weighed = gradient(trainer, batch, monkeypatch, loss_type, weights=weights, **options)
+        assert torch.equal(weighed != 0, plain != 0)
+
+
+def test_weights_do_not_enter_the_ratio_of_the_sequence_in_vespo(scripted, monkeypatch):
+    trainer, batch = scripted
+    plain = gradient(trainer, batch, monkeypatch, "vespo")
+    weighed = gradient(trainer, batch, monkeypatch, "vespo", weights=[1.0, 4.0])
+    ratio = (weighed / plain).nan_to_num()
+    one, two = (batch["turn_ids"] == number for number in (1, 2))
+    torch.testing.assert_close(ratio[two], ratio[one].mean().expand(int(two.sum())) * 4)
 
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5])

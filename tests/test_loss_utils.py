@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mgpo_trl.loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
+from mgpo_trl.loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 
 TURN_IDS = torch.tensor([[1, 1, 0, 0, 2], [1, 0, 2, 2, 0]])
 
@@ -27,6 +27,21 @@ def test_the_worked_example_of_turn_weights():
 def test_turn_weights(weights, expected):
     weighed = turn_weights(TURN_IDS, weights)
     assert weighed.dtype == torch.float32 and weighed.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "weights, expected",
+    [
+        (None, None),
+        ([0.001, 0.004], [1, 4]),
+        ([0.5, 2], [1, 4]),
+        ([3, 3], [1, 1]),
+        ([0, 0.25], [0, 1]),
+        ([8, 1], [8, 1]),
+    ],
+)
+def test_relative_weights(weights, expected):
+    assert relative_weights(weights) == expected
 
 
 def test_sums_by_turn_leave_out_what_the_model_did_not_write():

@@ -161,4 +161,4 @@ def test_the_number_of_items_is_weighed(make_trainer, script, photos):
     trainer = make_trainer(photos_dataset(photos), turn_loss_weights=[0.5, 2.0])
     output, turns = generate(trainer, script, group_rows(photos[:1]), [box_text(0), "no"], [ANSWER, ANSWER])
     lengths = [sum(map(len, turns[0])), sum(map(len, turns[1]))]
-    assert output["num_items_in_batch"].item() == 0.5 * lengths[0] + 2.0 * lengths[1]
+    assert output["num_items_in_batch"].item() == lengths[0] + 4.0 * lengths[1]

@@ -27,6 +27,7 @@ SIGNATURES = {
         "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields",
     ],
     "_compute_loss": ["model", "inputs"],
+    "get_high_entropy_mask": ["entropies", "mask", "threshold"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_get_train_sampler": ["dataset"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
@@ -119,6 +120,8 @@ def test_the_loss_reads_the_mask_that_we_put_there():
     assert 'completion_mask * inputs["tool_mask"]' in text
     assert 'inputs["num_items_in_batch"]' in text and 'inputs.get("old_per_token_logps")' in text
     assert "self.max_completion_length" in text, "the normaliser of dr_grpo moved"
+    assert "self.get_gamma_weights( advantages=advantages," in text, "VESPO's weights are asked for in another way"
+    assert "mask" in parameters(GRPOTrainer.get_gamma_weights)
 
 
 def test_reward_functions_receive_the_extra_fields():

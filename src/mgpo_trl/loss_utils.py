@@ -30,6 +30,19 @@ def turn_weights(turn_ids: torch.Tensor, weights: Sequence[float] | None) -> tor
     return table[turn_ids]
 
 
+def relative_weights(weights: Sequence[float] | None) -> list[float] | None:
+    """
+    The same weights as multiples of the smallest one that is not 0: `[0.001, 0.004]` gives `[1, 4]`.
+
+    A weighted mean stays as it is. TRL divides by the sum of the weights of a rollout or of a batch, but never by less
+    than 1: with these, whatever has a weighed token adds up to that.
+    """
+    if weights is None:
+        return None
+    unit = min(weight for weight in weights if weight > 0)
+    return [weight / unit for weight in weights]
+
+
 def sums_by_turn(values: torch.Tensor, turn_ids: torch.Tensor, num_rounds: int) -> torch.Tensor:
     """Shape (N, 2): for each round the sum of `values` (B, C) over its tokens, and their number."""
     masks = [turn_ids == number for number in range(1, num_rounds + 1)]

@@ -17,7 +17,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from .conversation import Conversation
 from .image_loading import ImageLoader
-from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
+from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_processor, vision_token_ids
@@ -223,7 +223,7 @@ class MGPOTrainer(GRPOTrainer):
             output["prompt_keys"], output["image_keys"] = facts.prompts, facts.images
             if facts.features is not None:
                 output["image_features"] = facts.features
-        weights = turn_weights(output["turn_ids"], self.args.turn_loss_weights)
+        weights = self._token_weights(output["turn_ids"])
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
         self._rollouts, self._features, self._sampler, self._crops = [], None, None, None
@@ -368,6 +368,20 @@ class MGPOTrainer(GRPOTrainer):
             return [0] * len(turn_ids)
         return [0 if number in cut else number for number in turn_ids]
 
+    def _token_weights(self, turn_ids: torch.Tensor) -> torch.Tensor:
+        """Weight of every completion token in the loss, shape (B, C). `dr_grpo` divides by a constant: as they are."""
+        weights = self.args.turn_loss_weights
+        return turn_weights(turn_ids, weights if self.loss_type == "dr_grpo" else relative_weights(weights))
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        """A token counts or does not: TRL would compare entropies that are multiplied by the weight of their turn."""
+        return super().get_high_entropy_mask(entropies, (mask > 0).float(), threshold)
+
+    @staticmethod
+    def get_gamma_weights(*, mask, **kwargs):
+        """A token counts or does not: VESPO's ratio is that of the whole sequence, whatever its turns weigh."""
+        return GRPOTrainer.get_gamma_weights(mask=(mask > 0).float(), **kwargs)
+
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         packs = self._packs and (self._facts or self._rollouts)
         score = self._packed_logps if packs else super()._get_per_token_logps_and_entropies
@@ -440,7 +454,7 @@ class MGPOTrainer(GRPOTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _compute_loss(self, model, inputs):
-        weights = turn_weights(inputs["turn_ids"], self.args.turn_loss_weights)
+        weights = self._token_weights(inputs["turn_ids"])
         self._facts = self._facts_of_batch(inputs)
         loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
         self._facts = None

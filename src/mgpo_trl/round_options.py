@@ -37,8 +37,10 @@ class RoundOptions:
             Most sampled tokens of each round. `None` gives `max_completion_length` to every round. The reply and the
             crop never count.
         turn_loss_weights (`list[float]`, *optional*):
-            Weight of each round's tokens in the loss, which stays a weighted mean. `None` weighs all tokens alike;
-            `[0, 1]` trains the last of two rounds only, exactly as if the other had no tokens.
+            Weight of each round's tokens in the loss, which stays a weighted mean: `[1, 4]` and `[0.5, 2]` are the
+            same, multiples of the smallest. (`dr_grpo` takes no mean and multiplies by the weights as they are.)
+            `None` weighs all tokens alike; `[0, 1]` trains the last of two rounds only, exactly as if the other had no
+            tokens.
         prompts_file (`str`, *optional*):
             YAML file that replaces parts of the conversation template, see [`~mgpo_trl.prompts.PromptTemplate`].
         encode_once (`bool`, *optional*, defaults to `True`):
