@@ -48,7 +48,6 @@ def batches(*groups):
 def test_every_batch_gets_its_images_and_they_are_the_same_with_threads(chat, threads, view_decoding):
     first, second, third = (row(f"r{n}", seed=n) for n in range(3))
     groups = batches([first, dict(first), second], [third], [first])
-    others = set(threading.enumerate())
     loader, played = ImageLoader(chat, view_decoding, threads), []
     for start, rows, opened in loader.batches(iter(groups)):
         assert len(opened) == len({image_key(one["image"]) for one in rows})
@@ -58,11 +57,21 @@ def test_every_batch_gets_its_images_and_they_are_the_same_with_threads(chat, th
             assert view.tobytes() == open_and_fit(one, chat, view_decoding)[1].tobytes()
             whole = open_image(one["image"], "x")
             assert crop_original(image, (0, 0, *whole.size)).tobytes() == whole.tobytes()
-    assert played == groups and not image_threads() - others
+    assert played == groups and not image_threads()
+
+
+OTHERS = set()
+"""Threads of trainers that other tests left behind."""
+
+
+@pytest.fixture(autouse=True)
+def know_other_threads():
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
 
 
 def image_threads():
-    return {thread for thread in threading.enumerate() if thread.name.startswith("images")}
+    return {thread for thread in set(threading.enumerate()) - OTHERS if thread.name.startswith("images")}
 
 
 def test_the_next_batch_is_opened_while_this_one_is_played(chat, monkeypatch):
