@@ -77,7 +77,7 @@ def test_without_an_accelerator_training_runs_on_the_cpu(monkeypatch):
 def test_with_an_accelerator_nothing_is_forced(monkeypatch):
     monkeypatch.setattr(GRPOConfig, "__post_init__", lambda self: None)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *args, **kwargs: True)
-    args = MGPOConfig("out", num_rounds=1)
+    args = MGPOConfig("out", num_rounds=1, save_strategy="no")
     assert args.use_cpu is False and args.bf16 is None
 
 

@@ -328,6 +328,15 @@ class MGPOTrainer(GRPOTrainer):
         """A resumed run goes on with the rows that its epoch has left."""
         return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
+    def _init_training_state(self, *args, **kwargs):
+        """
+        A resumed run enters its generation window where it was left: TRL counts its micro-batches from 0 again, and
+        every later window would begin too late. What is left of the window is sampled anew.
+        """
+        epochs_trained, batches_trained = super()._init_training_state(*args, **kwargs)
+        self._step, self._buffered_inputs = batches_trained, None
+        return epochs_trained, batches_trained
+
     def _save(self, output_dir=None, state_dict=None):
         """Every saved model carries its conversation, so that evaluation and inference ask it as it was trained."""
         super()._save(output_dir, state_dict)
