@@ -6,13 +6,13 @@ through the [`Chat`] protocol.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from .boxes import Box, BoxStatus, parse_box
-from .geometry import view_to_original
+from .geometry import MAX_ASPECT, view_to_original
 from .images import crop_original, open_image
 from .prompts import PromptTemplate
 
@@ -323,8 +323,9 @@ def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, fitted_crop
         min_side=template.min_box_side,
         max_aspect=template.max_box_aspect,
     )
-    if turn.box.status is BoxStatus.OK:
-        turn.box_original_px = _box_in_original(turn.box.box_view_px, frame_view.size, frame)
+    if turn.box.ok:
+        _place_box(turn, frame_view.size, frame)
+    if turn.box.ok:
         turn.reply_image = _fitted_crop(rollout.image, turn.box_original_px, template.chat, fitted_crops)
     else:
         turn.reply_image = rollout.view
@@ -339,6 +340,16 @@ def _frame(rollout: Rollout, template: RoundTemplate) -> tuple[PixelBox, Image.I
     if template.zoom_from == "crop" and len(rollout.turns) > 1 and rollout.turns[-2].box_original_px is not None:
         return rollout.turns[-2].box_original_px, rollout.turns[-2].reply_image
     return (0, 0, *rollout.image.size), rollout.view
+
+
+def _place_box(turn: Turn, view_size: tuple[int, int], frame: PixelBox) -> None:
+    """Map a usable box to the original. Where no processor would show its crop, the box is too narrow after all."""
+    left, top, right, bottom = _box_in_original(turn.box.box_view_px, view_size, frame)
+    short, long = sorted((right - left, bottom - top))
+    if long > MAX_ASPECT * short:
+        turn.box = replace(turn.box, status=BoxStatus.TOO_NARROW, box_view_px=None)
+    else:
+        turn.box_original_px = (left, top, right, bottom)
 
 
 def _box_in_original(box_view_px: PixelBox, view_size: tuple[int, int], frame: PixelBox) -> PixelBox:
