@@ -52,8 +52,8 @@ class VisionChat:
         fewest, most = -(-min_pixels // self.factor**2), max_pixels // self.factor**2
         if fewest > 1 and most < 2 * fewest:
             raise ValueError(
-                f"min_pixels={min_pixels} and max_pixels={max_pixels} are too close: crops of some shapes have no size "
-                f"of {fewest} to {most} image tokens. Set min_pixels to at most {max(most // 2, 1) * self.factor**2}, "
+                f"min_pixels={min_pixels} and max_pixels={max_pixels} are too close: some crops have no size of "
+                f"{fewest} to {most} image tokens. Set min_pixels to at most {max(most // 2, 1) * self.factor**2}, "
                 "or raise max_pixels."
             )
         # A copy of the budget where transformers, TRL and a saved checkpoint look for it.
