@@ -57,6 +57,8 @@ def test_budgets_of_the_rounds(options, budgets):
         ({"zoom_from": "view"}, r"`zoom_from` must be one of \['crop', 'original'\], got 'view'"),
         ({"min_box_side": -1}, "`min_box_side` must be >= 0, got -1"),
         ({"max_box_aspect": 1.0}, "`max_box_aspect` must be above 1, got 1.0"),
+        ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, got True: .* Leave it out"),
+        ({"chat_template_kwargs": {"a": 1}}, r"`chat_template_kwargs` has no effect on the rounds, got {'a': 1}. Put"),
         ({"num_generations": 3}, r"\(8\) must be divisible by num_generations \(3\)"),
         ({"num_generations": 1}, "at least 2 generations per prompt"),
     ],
@@ -77,7 +79,7 @@ def test_without_an_accelerator_training_runs_on_the_cpu(monkeypatch):
 def test_with_an_accelerator_nothing_is_forced(monkeypatch):
     monkeypatch.setattr(GRPOConfig, "__post_init__", lambda self: None)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *args, **kwargs: True)
-    args = MGPOConfig("out", num_rounds=1)
+    args = MGPOConfig("out", num_rounds=1, save_strategy="no")
     assert args.use_cpu is False and args.bf16 is None
 
 

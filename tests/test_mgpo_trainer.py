@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scripted import ANSWER, BOX, VIEW_SIZES, box_text, generate, group_rows, photos_dataset
+from transformers import AutoProcessor
 
 from mgpo_trl.boxes import BoxStatus, format_box
 from mgpo_trl.geometry import view_to_original
@@ -142,6 +143,21 @@ def test_one_round_is_plain_grpo(make_trainer, script, photos):
     text = trainer._tokenizer.decode(output["prompt_ids"][0])
     assert "(A) vertical lines" in text and "tool" not in text
     assert not [name for name in trainer._metrics["train"] if name.startswith("grounding/")]
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    assert torch.equal(output["mm_token_type_ids"], (ids == trainer.chat.image_token_id).long())
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_a_processor_that_pads_on_the_right_is_set_to_the_left(make_trainer, script, photos, tiny_dir, num_rounds):
+    processor = AutoProcessor.from_pretrained(tiny_dir, padding_side="right")
+    assert processor.tokenizer.padding_side == "right"
+    trainer = make_trainer(
+        photos_dataset(photos), num_rounds=num_rounds, kwargs={"processing_class": processor}, beta=0.01
+    )
+    rounds = [["no"] * 4, [ANSWER] * 4][:num_rounds]
+    rows = group_rows([photos[0], {**photos[1], "question": "What?"}])
+    output, _ = generate(trainer, script, rows, *rounds)
+    assert output["prompt_mask"].min() == 0
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     assert torch.equal(output["mm_token_type_ids"], (ids == trainer.chat.image_token_id).long())
 

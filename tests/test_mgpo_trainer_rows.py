@@ -92,6 +92,13 @@ def test_equal_names_do_not_hide_different_pictures(make_trainer, script, photos
 # errors
 
 
+@pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory"])
+def test_what_would_play_other_rounds_is_refused(make_trainer, name):
+    value = [len] if name == "tools" else len
+    with pytest.raises(ValueError, match=f"`{name}` has no place in `MGPOTrainer`.*Leave it out.*GRPOTrainer"):
+        make_trainer(kwargs={name: value})
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_rows_for_one_batch_are_refused(make_trainer, photos, count):
     dataset = photos_dataset(photos).select(range(count))
@@ -132,6 +139,14 @@ def test_a_missing_column_is_named(make_trainer, photos, column):
         make_trainer(dataset)
     with pytest.raises(ValueError, match=rf"`eval_dataset\['val'\]` has no column \['{column}'\]"):
         make_trainer(photos_dataset(photos), kwargs={"eval_dataset": {"val": dataset}})
+
+
+def test_a_missing_column_of_a_stream_is_named(make_trainer, photos):
+    """A mapped stream does not know its columns before it is read."""
+    stream = photos_dataset(photos).to_iterable_dataset().map(lambda row: row, remove_columns=["question"])
+    assert stream.column_names is None
+    with pytest.raises(ValueError, match=r"a row has no column \['question'\], only \[.*'answer'.*Rename"):
+        make_trainer(stream).train()
 
 
 @pytest.mark.parametrize("image", ["none.png", "empty.png", "text.png", "cut.png", "long.png"])

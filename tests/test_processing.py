@@ -182,6 +182,22 @@ def test_an_empty_budget_is_refused(budget):
         VisionChat(PROCESSOR, max_pixels=budget[0], min_pixels=budget[1])
 
 
+@pytest.mark.parametrize("budget", [(7056, 7056), (1280 * 784, 1000 * 784), (12_544, 9408)])
+def test_a_budget_without_room_for_every_shape_is_refused(budget):
+    with pytest.raises(ValueError, match=f"min_pixels={budget[1]} and max_pixels={budget[0]} are too close.*at most"):
+        VisionChat(PROCESSOR, max_pixels=budget[0], min_pixels=budget[1])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 9, 256, 640])
+def test_every_shape_fits_where_the_cap_is_twice_the_least(tokens):
+    chat = VisionChat(PROCESSOR, max_pixels=2 * tokens * 784, min_pixels=tokens * 784)
+    for step in range(250):
+        long = round(500 * 1.02**step)
+        for size in [(long, 500), (500, long)]:
+            fitted = chat.fitted_size(size)
+            assert chat.min_pixels <= fitted[0] * fitted[1] <= chat.max_pixels
+
+
 # image tokens
 
 

@@ -87,3 +87,47 @@ def test_a_checkpoint_carries_what_the_model_needs(make_trainer, tmp_path):
     assert not different(
         weights(trainer.model), weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "final"))
     )
+
+
+def test_a_run_resumed_inside_a_generation_window_plays_that_window_anew_and_keeps_the_next(make_trainer, tmp_path):
+    """A window is two steps. From step 1 its questions are asked again for the one step that is left, from 2 they are
+    not; either way the later windows begin where they would have."""
+    asked = []
+
+    def reward(completions, id, **kwargs):
+        asked.append(sorted(set(id)))
+        return [float(number % 2) for number in range(len(id))]
+
+    options = {"reward": reward, "num_iterations": 2, "max_steps": 5, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(**options)
+    whole.train()
+    first, second, third = list(asked)
+    for step, wanted in ((1, [first, second, third]), (2, [second, third])):
+        asked.clear()
+        resumed = make_trainer(**{**options, "save_strategy": "no"})
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert asked == wanted
+    assert not different(weights(whole.model), weights(resumed.model))  # from the end of a window: bit for bit
+
+
+@pytest.mark.parametrize(
+    "options, window",
+    [
+        ({"num_iterations": 2, "save_steps": 3}, 2),
+        ({"num_iterations": 2, "save_steps": 4}, None),
+        ({"steps_per_generation": 6, "gradient_accumulation_steps": 4, "save_steps": 2}, 3),
+        ({"gradient_accumulation_steps": 4, "save_steps": 1}, None),
+        ({"num_iterations": 2, "save_steps": 3, "save_strategy": "no"}, None),
+        ({"num_iterations": 2, "save_steps": 3, "save_strategy": "epoch"}, None),
+        ({"num_iterations": 2, "save_steps": 0.3}, None),
+    ],
+)
+def test_checkpoints_inside_a_generation_window_are_announced(tmp_path, caplog, options, window):
+    from mgpo_trl import MGPOConfig
+
+    batch = {"per_device_train_batch_size": 4, "num_generations": 2}
+    MGPOConfig(str(tmp_path), **{"save_strategy": "steps", **batch, **options})
+    found = [record.getMessage() for record in caplog.records if "`save_steps`" in record.getMessage()]
+    assert len(found) == (window is not None)
+    if window:
+        assert f"multiple of {window}" in found[0] and f"got {options['save_steps']}" in found[0]

@@ -26,7 +26,9 @@ BOXES = {  # one sampled id for each way that a box can end
     38: ("ok", format_box((20, 0, 60, 56), VIEW_SIZE, "absolute")),
     39: ("ok", format_box((7, 14, 56, 49), VIEW_SIZE, "absolute")),
 }
+SLIVER = 50  # a box of one row of the view
 WORDS = {TALK: "it says", ANSWER: " \\boxed{A}", **{token: text for token, (_, text) in BOXES.items()}}
+WORDS[SLIVER] = format_box((0, 0, 84, 1), VIEW_SIZE, "absolute")
 CLOSED, CUT = [BOX, END], [BOX, TALK]
 
 
@@ -168,6 +170,18 @@ def test_an_unusable_box_gets_the_whole_image_and_its_status(token):
 def test_the_smallest_side_of_a_usable_box_is_a_setting():
     (rollout,), _, _ = play([[36, END], [ANSWER, END]], template=make_template(min_box_side=27))
     assert rollout.boxes[0].ok and rollout.turns[0].box_original_px == (0, 0, 112, 224)
+
+
+def test_a_crop_that_no_processor_shows_is_too_narrow():
+    """The box is 84 x 1 pixels of the view; the crop is 300 x 1 of one original and 150 x 1 of the other."""
+    template = make_template(min_box_side=0)
+    turns = [[SLIVER, END], [ANSWER, END]]
+    images = [make_image((300, 56)), make_image((150, 56))]
+    (long, short), _, _ = play(turns, turns, template=template, images=images)
+    assert long.boxes[0].status is BoxStatus.TOO_NARROW and long.boxes[0].box_text == (0, 0, 84, 1)
+    assert long.boxes[0].box_view_px is None and long.turns[0].box_original_px is None
+    assert long.turns[0].reply_image is long.view and long.crops == [None]
+    assert short.boxes[0].ok and short.turns[0].box_original_px == (0, 0, 150, 1)
 
 
 def test_every_status_is_tested():

@@ -66,7 +66,14 @@ def test_our_overrides_take_what_theirs_take():
 def test_every_private_override_is_listed_here():
     inherited = {name for name in vars(MGPOTrainer) if name.startswith("_") and hasattr(GRPOTrainer, name)}
     dunder = {name for name in inherited if name.startswith("__")}
-    known = {*SIGNATURES, "_get_per_token_logps_and_entropies", "_tag_names", "_name", "_paper"}
+    known = {
+        *SIGNATURES,
+        "_get_per_token_logps_and_entropies",
+        "_tag_names",
+        "_name",
+        "_paper",
+        "_init_training_state",
+    }
     assert inherited - dunder - {"_abc_impl"} <= known
 
 
@@ -156,6 +163,13 @@ def test_the_sampler_that_we_wrap():
         "shuffle",
         "seed",
     ]
+
+
+def test_a_resumed_run_tells_how_many_batches_of_its_epoch_are_done():
+    text = source(Trainer)
+    assert "epochs_trained, steps_trained_in_current_epoch = self._init_training_state(" in text
+    assert "return epochs_trained, steps_trained_in_current_epoch" in text
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in source(GRPOTrainer._prepare_inputs)
 
 
 def test_the_model_card_reads_our_names():

@@ -50,7 +50,7 @@ class BoxStatus(StrEnum):
     TOO_SMALL = "too_small"
     """A side is not longer than `min_side` pixels of the view."""
     TOO_NARROW = "too_narrow"
-    """The longer side is `max_aspect` times the shorter one, or more."""
+    """The longer side is `max_aspect` times the shorter one, or more; or no processor takes a crop so long."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ original image after its EXIF orientation has been applied).
 import math
 from collections.abc import Sequence
 
+MAX_ASPECT = 200
+"""Longest image that the processors of the Qwen-VL family accept, in multiples of its shorter side."""
+
 HIT_COVERAGE = 0.5
 """Share of the target area that a box must cover to count as a hit."""
 

@@ -9,9 +9,8 @@ from .answers import extract_answer, parse_choices
 from .boxes import format_box
 from .conversation import Conversation, load_conversation
 from .generation import ModelGenerator, end_ids, load_for_inference
-from .geometry import view_to_original
+from .geometry import MAX_ASPECT, view_to_original
 from .image_loading import image_key, open_and_fit
-from .processing import MAX_ASPECT
 from .rollout import Context, CropPolicy, Generate, Rollout, RoundTemplate, Sampled, run_rounds, start_rollouts
 
 PixelBox = tuple[int, int, int, int]

@@ -69,12 +69,11 @@ class MGPOTrainer(GRPOTrainer):
             Likewise, or a dictionary of such datasets.
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
             Processor of the model; loaded from the model's directory when not given. Its pixel budget is set to the
-            configuration's, so that a saved checkpoint carries it.
+            configuration's, so that a saved checkpoint carries it, and its padding to the left.
 
     Raises:
-        ValueError: The dataset lacks a column, the processor is not of a supported family, or `coordinates="auto"`
-        does
-            not know the model family.
+        ValueError: The dataset lacks a column, the processor is not of a supported family, `coordinates="auto"` does
+            not know the model family, or `tools`, `rollout_func` or `environment_factory` is given.
     """
 
     _tag_names = ["trl", "mgpo"]
@@ -111,6 +110,8 @@ class MGPOTrainer(GRPOTrainer):
                 trust_remote_code=args.trust_remote_code,
             )
         check_processor(processing_class)
+        processing_class.tokenizer.padding_side = "left"  # one round: TRL pads token types with it, beside prompt ids
+        _check_arguments(kwargs)
         _check_length(train_dataset, args)
         super().__init__(
             model,
@@ -177,7 +178,8 @@ class MGPOTrainer(GRPOTrainer):
 
     def _begin_images(self, rows: list[dict]) -> list[dict]:
         """The data collator: worker threads open the images of these rows while the model is busy with others."""
-        self._loader.begin(with_ids(rows))
+        if all("image" in row for row in rows):  # a missing column is named when the rows are played
+            self._loader.begin(with_ids(rows))
         return rows
 
     # Generation
@@ -194,6 +196,7 @@ class MGPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _generate_and_score_completions(self, inputs):
+        _check_columns(inputs[0], "a row")
         opened = self._loader.finish(with_ids(inputs))
         self._rollouts = start_rollouts(inputs, self.template, self.args.num_rounds, opened)
         self._round = 1
@@ -499,6 +502,15 @@ class MGPOTrainer(GRPOTrainer):
         """A resumed run goes on with the rows that its epoch has left."""
         return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
+    def _init_training_state(self, *args, **kwargs):
+        """
+        A resumed run enters its generation window where it was left: TRL counts its micro-batches from 0 again, and
+        every later window would begin too late. What is left of the window is sampled anew.
+        """
+        epochs_trained, batches_trained = super()._init_training_state(*args, **kwargs)
+        self._step, self._buffered_inputs = batches_trained, None
+        return epochs_trained, batches_trained
+
     def _save(self, output_dir=None, state_dict=None):
         """Every saved model carries its conversation, so that evaluation and inference ask it as it was trained."""
         super()._save(output_dir, state_dict)
@@ -531,6 +543,15 @@ def _crop_tool() -> None:
     """Stands in TRL's list of tools; the rounds are played by the trainer and it is never called."""
 
 
+def _check_arguments(arguments: dict) -> None:
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if arguments.get(name):
+            raise ValueError(
+                f"`{name}` has no place in `MGPOTrainer`, which plays the rounds itself; got {arguments[name]!r}. "
+                "Leave it out, or use TRL's `GRPOTrainer`."
+            )
+
+
 def _check_length(dataset, args: MGPOConfig) -> None:
     """TRL drops a generation batch that is not full: with too few rows, training would end without a single step."""
     needed = args.generation_batch_size // args.num_generations
@@ -548,18 +569,22 @@ def _undecoded(dataset, name: str):
         return type(dataset)({key: _undecoded(value, f"{name}[{key!r}]") for key, value in dataset.items()})
     if dataset is None or dataset.column_names is None:
         return dataset
-    missing = [column for column in ("image", "question") if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"`{name}` has no column {missing}, only {dataset.column_names}. Rename your columns to `image` and "
-            "`question` (and `choices`, `answer`, `target_boxes` where you have them)."
-        )
+    _check_columns(dataset.column_names, f"`{name}`")
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"`{name}` is empty. Give at least one row.")
     features = dataset.features or {}
     if isinstance(features.get("image"), ImageFeature):
         dataset = dataset.cast_column("image", ImageFeature(decode=False))
     return dataset
+
+
+def _check_columns(columns, name: str) -> None:
+    missing = [column for column in ("image", "question") if column not in columns]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {missing}, only {list(columns)}. Rename your columns to `image` and `question` "
+            "(and `choices`, `answer`, `target_boxes` where you have them)."
+        )
 
 
 def _flat_logprobs(rollout: Rollout) -> list[float]:

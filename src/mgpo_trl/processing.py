@@ -10,9 +10,9 @@ from functools import lru_cache
 
 from PIL import Image
 
+from .geometry import MAX_ASPECT
+
 SUPPORTED_MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-MAX_ASPECT = 200
-"""Longest image that the processors of the Qwen-VL family accept, in multiples of its shorter side."""
 
 
 class VisionChat:
@@ -33,7 +33,8 @@ class VisionChat:
             we append where a turn was cut.
 
     Raises:
-        ValueError: The processor is no vision-language processor, is of another kind, or the budget is empty.
+        ValueError: The processor is no vision-language processor, is of another kind, or the budget is empty or has no
+        room for images of every shape.
     """
 
     def __init__(self, processor, *, max_pixels: int, min_pixels: int, end_ids: Iterable[int] | None = None):
@@ -47,6 +48,13 @@ class VisionChat:
             raise ValueError(
                 f"The pixel budget is empty: min_pixels={min_pixels}, max_pixels={max_pixels}, one image token covers "
                 f"{self.factor}x{self.factor} pixels. Set {self.factor**2} <= min_pixels <= max_pixels."
+            )
+        fewest, most = -(-min_pixels // self.factor**2), max_pixels // self.factor**2
+        if fewest > 1 and most < 2 * fewest:
+            raise ValueError(
+                f"min_pixels={min_pixels} and max_pixels={max_pixels} are too close: some crops have no size of "
+                f"{fewest} to {most} image tokens. Set min_pixels to at most {max(most // 2, 1) * self.factor**2}, "
+                "or raise max_pixels."
             )
         # A copy of the budget where transformers, TRL and a saved checkpoint look for it.
         self.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}

@@ -7,13 +7,13 @@ through the [`Chat`] protocol.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from .boxes import Box, BoxStatus, parse_box
-from .geometry import view_to_original
+from .geometry import MAX_ASPECT, view_to_original
 from .image_loading import image_key, open_and_fit
 from .images import LateImage, crop_original
 from .prompts import PromptTemplate
@@ -390,8 +390,16 @@ def read_region(
         min_side=template.min_box_side,
         max_aspect=template.max_box_aspect,
     )
-    named = _box_in_original(box.box_view_px, frame_view.size, frame) if box.status is BoxStatus.OK else None
+    named = _box_in_original(box.box_view_px, frame_view.size, frame) if box.ok else None
+    if named is not None and _is_too_long(named):
+        box, named = replace(box, status=BoxStatus.TOO_NARROW, box_view_px=None), None
     return box, named, template.shown(rollout, named)
+
+
+def _is_too_long(box: PixelBox) -> bool:
+    """Whether no processor would show the crop: rounding to whole pixels can make a narrow box narrower."""
+    short, long = sorted((box[2] - box[0], box[3] - box[1]))
+    return long > MAX_ASPECT * short
 
 
 def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, crops: "Crops") -> None:
