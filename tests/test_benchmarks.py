@@ -117,9 +117,8 @@ def test_vstar_mirrors(tmp_path):
         "question_id": "7",
     }
     (one,) = load("vstar-lmms", parquet(tmp_path / "lmms.parquet", [row], features)).dataset
-    assert (one["answer"], one["choices"], one["id"]) == ("D", OPTIONS, "7") and one["image"]["bytes"] == image[
-        "bytes"
-    ]
+    assert (one["answer"], one["choices"], one["id"]) == ("D", OPTIONS, "relative_position/7")
+    assert one["image"]["bytes"] == image["bytes"]
     row = {"image": image, "category": "relative_position", "question_id": 7, "question": "Left?"}
     row |= {"choices": ["yes", "no"], "answer": 1}
     (one,) = load("vstar-ohjoonhee", saved(tmp_path / "ohjoonhee", [row])).dataset
@@ -191,10 +190,12 @@ def test_the_training_set_is_the_full_set_without_lite(tmp_path):
     full = mme_rows([1, 2, 3, 4], {3: (2, 0, 9)})  # 3 shows the image of 2
     paths = [parquet(tmp_path / f"{name}.parquet", rows) for name, rows in (("full", full), ("lite", mme_rows([2])))]
     specs = [f"mme-realworld:{paths[0]}", f"mme-realworld-lite:{paths[1]}"]
+    full[1]["question"] = "Another one?"
+    parquet(paths[0], full)
     main(["--full", specs[0], "--lite", specs[1], "--output_dir", str(tmp_path / "out")])
     record = json.loads((tmp_path / "out" / "overlap.json").read_text())
-    assert {key: record[key] for key in ("full", "lite", "same_index", "same_image", "kept")} == {
-        "full": 4, "lite": 1, "same_index": 1, "same_image": 1, "kept": 2,
+    assert {key: record[key] for key in ("full", "lite", "same_index", "same_image", "kept", "another_question")} == {
+        "full": 4, "lite": 1, "same_index": 1, "same_image": 1, "kept": 2, "another_question": 1,
     }  # fmt: skip
     kept = load_rows(str(tmp_path / "out")).dataset
     assert kept["id"] == ["1", "4"] and kept[0]["image"]["bytes"] == jpeg((1, 0, 9))
@@ -205,8 +206,8 @@ def test_the_training_set_is_the_full_set_without_lite(tmp_path):
 
 
 def test_worked_example_of_the_overlap():
-    full = [{"id": "1", "group": "a"}, {"id": "2", "group": "b"}, {"id": "3", "group": "b"}, {"id": "4", "group": "c"}]
-    kept, counts = split_overlap(full, [{"id": "2", "group": "b"}])
+    full = [{"id": str(number), "question": "?", "group": group} for number, group in enumerate("abbc", 1)]
+    kept, counts = split_overlap(full, [{"id": "2", "question": "?", "group": "b"}])
     assert kept == [0, 3] and (counts["same_index"], counts["same_image"]) == (1, 1)
 
 
@@ -251,8 +252,9 @@ def test_pixmo_points_are_in_pixels_and_reach_the_reward(tmp_path):
     (found,) = load("pixmo-points", tmp_path).dataset
     assert (found["question"], found["answer"]) == ("How many oranges are in the image?", "2")
     assert found["points"] == [[50.0, 50.0], [150.0, 40.0]] and found["choices"] is None
+    parquet(tmp_path / "train.parquet", [{**row, "points": None}])
     (counted,) = load("pixmo-count", tmp_path, split="train").dataset
-    assert counted["answer"] == "2" and "points" not in counted
+    assert counted["answer"] == "2" and counted["points"] is None
     parquet(tmp_path / "train.parquet", [{**row, "image_sha256": "ffff"}])
     with pytest.raises(RowError, match="field `image`.*'ffff'. Fetch it there"):
         load("pixmo-points", tmp_path)
@@ -268,7 +270,5 @@ def test_names_paths_and_mistakes(tmp_path):
         load("vstar", tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no column `.*not DreamMr/HR-Bench"):
         load("hrbench-4k", parquet(tmp_path / "other.parquet", [{"question": "?"}]))
-    with pytest.raises(DataError, match="are known. Leave `columns`"):
-        load("vstar", tmp_path, columns={"question": "text"})
     with pytest.raises(DataError, match="cannot be (loaded|fetched)"):  # no network in tests
         load_rows("vstar")

@@ -11,6 +11,7 @@ from typing import Any
 
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
+from .data.benchmarks import find_benchmark
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
 REWARDS = {
@@ -36,7 +37,10 @@ class MGPOScriptArguments:
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Dataset for evaluation during training; the training dataset when unset."}
     )
-    dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation during training."})
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={"help": "Split for evaluation during training: `test`, or a published set's own, when unset."},
+    )
     columns: str | None = field(
         default=None, metadata={"help": 'Column names as JSON, ours to yours: {"question": "text"}.'}
     )
@@ -186,14 +190,22 @@ def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRo
         "skip_bad_rows": script_args.skip_bad_rows,
         "seed": args.seed,
     }
-    split = script_args.dataset_train_split
-    if split is None and script_args.dataset_name.startswith(BUILTIN_PREFIX):
-        split = "train"
-    train = open_rows(script_args.dataset_name, split=split, limit=script_args.limit, **options)
+    name = script_args.dataset_name
+    split = script_args.dataset_train_split or _training_split(name)
+    train = open_rows(name, split=split, limit=script_args.limit, **options)
     if args.eval_strategy == "no":
         return train, None
-    name = script_args.eval_dataset_name or script_args.dataset_name
-    return train, open_rows(name, split=script_args.dataset_test_split, **options)
+    name = script_args.eval_dataset_name or name
+    # A published set has a split of its own to evaluate on, whatever its name.
+    split = script_args.dataset_test_split or (None if find_benchmark(name) else "test")
+    return train, open_rows(name, split=split, **options)
+
+
+def _training_split(name: str) -> str | None:
+    """The split to train on where none was named; `None` for the only one, or that of the card."""
+    if found := find_benchmark(name):
+        return found[0].train_split
+    return "train" if name.startswith(BUILTIN_PREFIX) else None
 
 
 def build_trainer(

@@ -29,12 +29,15 @@ def split_overlap(full: Sequence[dict], lite: Sequence[dict]) -> tuple[list[int]
     index of a Lite row, row 3 shows its image.
 
     Args:
-        full (`Sequence[dict]`), lite (`Sequence[dict]`): Rows with `id` and `group`, the digest of the image.
+        full (`Sequence[dict]`), lite (`Sequence[dict]`):
+            Rows with `id`, `question`, and `group`, the digest of the image.
 
     Returns:
         `tuple`: positions of the rows that stay, and the counts `full`, `lite`, `same_index`, `same_image`, `kept`.
+        `another_question` counts the rows with the index of a Lite row but another question: above 0, the two sets are
+        not numbered alike, and `same_index` says nothing.
     """
-    ids, images = {row["id"] for row in lite}, {row["group"] for row in lite} - {None}
+    ids, images = {row["id"]: row["question"] for row in lite}, {row["group"] for row in lite} - {None}
     same_index = {number for number, row in enumerate(full) if row["id"] in ids}
     same_image = {number for number, row in enumerate(full) if row["group"] in images} - same_index
     kept = [number for number in range(len(full)) if number not in same_index and number not in same_image]
@@ -43,6 +46,7 @@ def split_overlap(full: Sequence[dict], lite: Sequence[dict]) -> tuple[list[int]
         "lite": len(lite),
         "same_index": len(same_index),
         "same_image": len(same_image),
+        "another_question": sum(full[number]["question"] != ids[full[number]["id"]] for number in same_index),
         "kept": len(kept),
     }
     return kept, counts
@@ -67,7 +71,7 @@ def build(full: LoadedRows, lite: LoadedRows, output_dir: str | Path) -> dict[st
     output_dir = Path(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"'{output_dir}' is not empty. Give a new directory.")
-    keys = ["id", "group"]
+    keys = ["id", "question", "group"]
     kept, counts = split_overlap(list(full.dataset.select_columns(keys)), list(lite.dataset.select_columns(keys)))
     if not kept:
         raise ValueError(
@@ -96,6 +100,12 @@ def main(arguments: list[str]) -> None:
     record = build(*sets, options.output_dir)
     removed = f"{record['same_index']} by index and {record['same_image']} by image"
     logger.info("%d of %d rows kept; removed %s.", record["kept"], record["full"], removed)
+    if record["another_question"]:
+        logger.warning(
+            "%d rows removed by index have another question in Lite: the two sets are not numbered alike, and only "
+            "what was removed by image is known to overlap.",
+            record["another_question"],
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def required_text(row: Mapping, name: str, fix: str) -> str:
 
 
 def choices_of(value: Any) -> list[str] | None:
-    value = _from_json_text(value)
+    value = from_json_text(value)
     if isinstance(value, Mapping):  # Arrow fills the keys that other rows have
         value = {key: text for key, text in value.items() if text is not None}
     if value is None or (isinstance(value, float) and math.isnan(value)) or (not isinstance(value, int) and not value):
@@ -96,7 +96,7 @@ def image_size(image: dict[str, Any], check_images: bool | str) -> tuple[int, in
 
 
 def boxes_of(value: Any) -> list[list[float]] | None:
-    value = _from_json_text(value)
+    value = from_json_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     boxes = value.tolist() if hasattr(value, "tolist") else value
@@ -130,7 +130,7 @@ def check_inside(boxes: list[list[float]] | None, size: tuple[int, int] | None) 
             )
 
 
-def _from_json_text(value: Any) -> Any:
+def from_json_text(value: Any) -> Any:
     """The value of a CSV cell that holds JSON; anything else as it is."""
     if isinstance(value, str):
         value = value.strip() or None

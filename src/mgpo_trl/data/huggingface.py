@@ -1,5 +1,6 @@
 """Adapter for what the `datasets` library reads: a Hub id, a saved data set, local Parquet or Arrow files."""
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,8 +68,11 @@ def _is_loader(spec: Any) -> bool:
     return isinstance(spec, (str, os.PathLike)) and not is_saved(Path(spec))
 
 
-def load_dataset_of(spec: str | os.PathLike, split: str | None) -> Any:
-    """A Hub id, a saved data set, or a file or directory of Parquet or Arrow, through the `datasets` library."""
+def load_dataset_of(spec: str | os.PathLike, split: str | None, **options: Any) -> Any:
+    """
+    A Hub id, a saved data set, a table, or a directory of Parquet or Arrow, through the `datasets` library; `options`
+    go to the loader of a Hub id.
+    """
     from datasets import load_dataset, load_from_disk
 
     path, found = Path(spec), _HUB_ID.fullmatch(str(spec))
@@ -76,10 +80,10 @@ def load_dataset_of(spec: str | os.PathLike, split: str | None) -> Any:
         if is_saved(path):
             return load_from_disk(str(path))
         if path.is_file():
-            return load_dataset(FORMATS[path.suffix], data_files=str(path), split=split)
+            return load_dataset(FORMATS.get(path.suffix, "json"), data_files=str(path), split=split)
         if path.is_dir():
             return load_dataset(str(path), split=split)
-        return load_dataset(found["name"], found["config"], split=split)
+        return load_dataset(found["name"], found["config"], split=split, **options)
     except Exception as error:  # `datasets` and the Hub client raise many types; all mean that there is no data
         said = str(error).strip().splitlines()
         raise DataError(
@@ -132,13 +136,17 @@ class _Rows(Sequence):
         texts = {ours: theirs for ours, theirs in mapping.items() if ours != "image"}
         self._data, self._texts, self._images = data.select_columns(list(texts.values())), texts, images
         self._labels = {k: data.features[v] for k, v in texts.items() if isinstance(data.features[v], ClassLabel)}
+        self._part = range(len(data))
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._part)
 
     def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(index, slice):  # as lazy as the whole: a list would hold the images
+            part = copy.copy(self)
+            part._part = self._part[index]
+            return part
+        index = self._part[index]
         found = self._data[index]
         row = {ours: found[theirs] for ours, theirs in self._texts.items()}
         for ours, labels in self._labels.items():

@@ -56,7 +56,8 @@ def load_rows(
             `True` or `"header"` opens every image and reads its size; a file that is cut off behind its header is only
             found when it is used. `"full"` decodes every image. `False` or `"none"` opens none.
         columns (`Mapping[str, str]`, *optional*):
-            Our column name to theirs, where they differ: `{"choices": "options"}`.
+            Our column name to theirs, where they differ: `{"choices": "options"}`. Of a published set, the name on its
+            card to the one in your copy.
         extra_columns (`Sequence[str]`, *optional*):
             Further columns to keep, for instance for a reward function. Others are left out.
 
@@ -71,20 +72,25 @@ def load_rows(
         raise DataError(f"`limit` must be at least 1, got {limit}. Leave it out to use every row.")
     if check_images not in CHECKS:
         raise DataError(f"`check_images` must be one of {list(CHECKS)}, got {check_images!r}.")
-    source = _open(spec, split, columns, extra_columns)
+    source = _open(spec, split, columns, extra_columns, limit)
     if limit is not None:
         source = _first(source, limit)
     dataset, bad = _checked_dataset(source, skip_bad_rows, check_images)
     return LoadedRows(dataset, bad, source.name)
 
 
-def _open(spec: Any, split: str | None, columns: Mapping[str, str] | None, extra_columns: Sequence[str]) -> Source:
+def _open(
+    spec: Any,
+    split: str | None,
+    columns: Mapping[str, str] | None,
+    extra_columns: Sequence[str],
+    limit: int | None,
+) -> Source:
     options = {"columns": columns, "extra_columns": extra_columns}
     if not isinstance(spec, (str, os.PathLike)):
         return load_huggingface(spec, split=split, **options)
     if isinstance(spec, str) and (found := find_benchmark(spec)):
-        _refuse_columns(spec, columns, extra_columns)
-        return load_benchmark(*found, split)
+        return load_benchmark(*found, split, limit=limit, **options)
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         pick_split({None: path}, split, str(spec))
@@ -96,11 +102,6 @@ def _open(spec: Any, split: str | None, columns: Mapping[str, str] | None, extra
     if not path.exists() and is_hub_id(str(spec)):
         return load_huggingface(str(spec), split=split, **options)
     raise DataError(_no_adapter(path))
-
-
-def _refuse_columns(spec: str, columns: Mapping | None, extra_columns: Sequence[str]) -> None:
-    if columns or extra_columns:
-        raise DataError(f"The columns of the published set '{spec}' are known. Leave `columns` and the like out.")
 
 
 def _readable_directory(path: Path) -> bool:

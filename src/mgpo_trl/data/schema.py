@@ -117,7 +117,7 @@ def iter_checked(
     def check(index: int) -> dict[str, Any] | RowError:
         row = rows[index]
         if isinstance(row, RowError):
-            return row.at(index, None, source)
+            return row.at(index, row.id, source)
         try:
             return keep(normalise_row(row, index=index, source=source, check_images=check_images))
         except RowError as error:

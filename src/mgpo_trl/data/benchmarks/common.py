@@ -1,7 +1,8 @@
 """What the adapters of published sets share: opening a copy, and rows that are read one at a time."""
 
+import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..fields import DataError, RowError
 from ..folder import pick_split
 from ..huggingface import FORMATS, embedded_images, is_embeddable, load_dataset_of
-from ..schema import Source
+from ..schema import COLUMNS, Source
 from .base64_images import DIGEST, WRITTEN_AT_ONCE, decoded_image, stream_base64
 
 Row = Mapping[str, Any]
@@ -30,20 +31,37 @@ class Benchmark:
     config: str | None = None
     """Configuration of the repository."""
     image: str | None = None
-    """Column with the image itself, or with its bytes or base64 text. `None`: `read` gives the path, under `image`."""
+    """Column with the image itself, its bytes or base64 text. Where it is none of these, `read` gives the path, under
+    `image`."""
     required: tuple[str, ...] = ()
     """Columns without which the copy is another data set."""
+    ids: tuple[str, ...] = ()
+    """Columns that together are the id of a row, those of them that it has; the position where it has none."""
+    train_split: str | None = None
+    """The split to train on, where it is another."""
+    files: str | None = None
+    """A part of the names of its files, where a directory holds several sets."""
     extras: tuple[str, ...] = ()
     """Keys of what `read` returns that are kept as further columns."""
     open: Callable[[Path], Any] | None = None
     """Opens a local copy that is no Parquet, Arrow or TSV; returns a `datasets.Dataset`."""
     snapshot: bool = False
     """Whether the files of the repository are needed, not only its table."""
+    base64: bool = False
+    """Whether the images are base64 text."""
     official: str | None = None
     """Name of the scoring script that its authors use, see [`mgpo_trl.evaluation.extractors`]."""
 
 
-def load_benchmark(benchmark: Benchmark, path: str | None = None, split: str | None = None) -> Source:
+def load_benchmark(
+    benchmark: Benchmark,
+    path: str | None = None,
+    split: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    extra_columns: Sequence[str] = (),
+    limit: int | None = None,
+) -> Source:
     """
     Open a published set without decoding an image.
 
@@ -51,6 +69,9 @@ def load_benchmark(benchmark: Benchmark, path: str | None = None, split: str | N
         benchmark ([`Benchmark`]): Which one.
         path (`str`, *optional*): A local copy: Parquet, Arrow, TSV, a directory of them, or the repository's files.
         split (`str`, *optional*): A split other than the usual one.
+        columns (`Mapping`, *optional*): A column's name on the card to its name in this copy, where they differ.
+        extra_columns (`Sequence[str]`, *optional*): Further columns of the set to keep.
+        limit (`int`, *optional*): Open the first rows only.
 
     Raises:
         `DataError`: The copy is missing, cannot be read, or is another data set.
@@ -58,8 +79,10 @@ def load_benchmark(benchmark: Benchmark, path: str | None = None, split: str | N
     folder = Path(path).expanduser() if path else None
     if folder is None and benchmark.snapshot:
         folder = _snapshot(benchmark)
-    data = _open(benchmark, folder, split)
     name = benchmark.name if path is None else f"{benchmark.name}:{path}"
+    data = _open(benchmark, folder, split, limit)
+    data = data.select(range(min(len(data), limit or len(data))))
+    data = _named_as_on_the_card(data, columns or {}, name)
     if missing := [column for column in benchmark.required if column not in data.column_names]:
         raise DataError(
             f"{name} has no column `{missing[0]}`, only {', '.join(data.column_names) or 'none'}: it is not "
@@ -68,10 +91,28 @@ def load_benchmark(benchmark: Benchmark, path: str | None = None, split: str | N
     base = folder.parent if folder and folder.is_file() else folder or Path()
     images, digests = _images(data, benchmark)
     rows = _Rows(data, benchmark, base, images, digests)
-    extras = {
-        key: [row.get(key) if isinstance(row, dict) else None for row in rows.texts()] for key in benchmark.extras
-    }
-    return Source(name, rows, images, extras or None)
+    return Source(name, rows, images, {**_kept_columns(data, benchmark, extra_columns, name), **rows.extras()})
+
+
+def _named_as_on_the_card(data, columns: Mapping[str, str], name: str):
+    for ours, theirs in columns.items():
+        if theirs not in data.column_names:
+            found = ", ".join(data.column_names)
+            raise DataError(f"{name} has no column `{theirs}`, only {found}. Name one of these.")
+        if ours != theirs:
+            data = data.remove_columns([ours] if ours in data.column_names else []).rename_column(theirs, ours)
+    return data
+
+
+def _kept_columns(data, benchmark: Benchmark, names: Sequence[str], source: str) -> dict[str, list]:
+    names = [name for name in names if name not in benchmark.extras]  # these come by themselves
+    if unknown := [name for name in names if name not in data.column_names]:
+        raise DataError(
+            f"There is no column `{unknown[0]}` in {source}, only {', '.join(data.column_names)}. Name one of these."
+        )
+    if clash := [name for name in names if name in COLUMNS]:
+        raise DataError(f"`extra_columns` names `{clash[0]}`, which is one of ours. Take it out of `extra_columns`.")
+    return {name: data[name][:] for name in names}
 
 
 def _snapshot(benchmark: Benchmark) -> Path:
@@ -86,20 +127,25 @@ def _snapshot(benchmark: Benchmark) -> Path:
         ) from error
 
 
-def _open(benchmark: Benchmark, folder: Path | None, split: str | None):
+def _open(benchmark: Benchmark, folder: Path | None, split: str | None, limit: int | None):
     if folder is None:
         spec = benchmark.hub_id + (f":{benchmark.config}" if benchmark.config else "")
-        return load_dataset_of(spec, split or benchmark.split)
+        # A row group is all 800 rows in one published file: 5 GB of text, where a batch of a few rows does.
+        options = {"batch_size": WRITTEN_AT_ONCE} if benchmark.base64 else {}
+        return load_dataset_of(spec, split or benchmark.split, **options)
     if not folder.exists():
         raise DataError(f"There is no '{folder}'. Give a copy of {benchmark.hub_id}, or `{benchmark.name}` alone.")
     if benchmark.open is not None:
         return benchmark.open(folder)
-    if benchmark.image and (data := stream_base64(folder, benchmark.image)) is not None:
+    if benchmark.base64 and (data := stream_base64(folder, benchmark.image, benchmark.files, limit)) is not None:
         return data
     loaded = load_dataset_of(str(folder), None)
     if not isinstance(loaded, dict):
         return loaded
-    return pick_split(loaded, split or (benchmark.split if benchmark.split in loaded else None), str(folder))
+    one_split = benchmark.train_split in (None, benchmark.split)
+    if len(loaded) == 1 and (folder.is_file() or (one_split and split is None)):  # loaders call it "train"
+        return next(iter(loaded.values()))
+    return pick_split(loaded, split or benchmark.split, str(folder))
 
 
 def _images(data, benchmark: Benchmark):
@@ -113,7 +159,11 @@ def _images(data, benchmark: Benchmark):
     if DIGEST in data.column_names:
         return embedded_images(data, column), data[DIGEST]
     if is_embeddable(data.features[column]):
-        return embedded_images(data, column), None
+        images = embedded_images(data, column)
+        # A column of that name may be there and empty, where the rows hold paths in another.
+        return (images, None) if any((images[0]["image"] or {}).values()) else (None, None)
+    if not benchmark.base64:
+        return None, None
     from datasets import Features, Image, Value
 
     decoded = data.select_columns([column]).map(
@@ -130,36 +180,53 @@ class _Rows(Sequence):
     """Rows of the set in our columns, read one at a time; a bad one is its error."""
 
     def __init__(self, data, benchmark: Benchmark, folder: Path, images, digests):
+        from datasets import ClassLabel
+
         heavy = [benchmark.image, DIGEST] if images is not None else []
         self._data = data.select_columns([name for name in data.column_names if name not in heavy])
         self._benchmark, self._folder, self._images, self._digests = benchmark, folder, images, digests
+        self._labels = {name: kind for name, kind in self._data.features.items() if isinstance(kind, ClassLabel)}
+        self._part = range(len(data))
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._part)
 
     def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+        if isinstance(index, slice):  # as lazy as the whole: a list would hold the images
+            part = copy.copy(self)
+            part._part = self._part[index]
+            return part
+        index = self._part[index]
         row = self._read(index)
         if isinstance(row, RowError) or self._images is None:
             return row
-        image = self._images[index]["image"]
         if self._digests is not None and self._digests[index] is None:
-            return RowError("image", f"column `{self._benchmark.image}` holds no valid base64. Replace the row.")
-        return {**row, "image": image}
+            said = f"column `{self._benchmark.image}` holds no valid base64. Replace the row."
+            return RowError("image", said, index, row["id"])
+        return {**row, "image": self._images[index]["image"]}
 
-    def texts(self) -> Iterator[dict[str, Any] | RowError]:
-        """Every row without its image."""
-        return (self._read(index) for index in range(len(self)))
+    def extras(self) -> dict[str, list]:
+        """The further columns that `read` makes; `None` where it refuses the row."""
+        names = self._benchmark.extras
+        made = [self._read(index) for index in self._part] if names else []
+        return {name: [row.get(name) if isinstance(row, dict) else None for row in made] for name in names}
 
     def _read(self, index: int) -> dict[str, Any] | RowError:
+        found = self._data[index]
+        for name, labels in self._labels.items():
+            found[name] = None if found[name] is None else labels.int2str(found[name])
+        if self._images is not None and self._benchmark.extras:  # which may depend on the size of the image
+            found[self._benchmark.image] = self._images[index]["image"]
+        parts = [str(found[name]) for name in self._benchmark.ids if found.get(name) not in (None, "")]
+        identity = "/".join(parts) or str(index)
         try:
-            row = self._benchmark.read(self._data[index], self._folder)
+            row = {"id": identity, **self._benchmark.read(found, self._folder)}
         except RowError as error:
-            return error
-        if self._digests is not None:
-            row = {"group": self._digests[index], **row}
-        return row
+            return RowError(error.field, error.reason, index, identity)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = f"is not laid out as a row of `{self._benchmark.name}` ({type(error).__name__}: {error})."
+            return RowError("row", said, index, identity)
+        return row if self._digests is None else {"group": self._digests[index], **row}
 
 
 def folder_path(folder: Path, name: Any, field: str = "image") -> str:

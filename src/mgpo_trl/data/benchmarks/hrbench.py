@@ -18,9 +18,7 @@ from .common import Benchmark, Row
 
 
 def _read(row: Row, folder: Path) -> dict[str, Any]:
-    index, cycle = row["index"], row.get("cycle_category")
     return {
-        "id": str(index) if cycle in (None, "") else f"{index}/{cycle}",
         "question": row["question"],
         "choices": [row[letter] for letter in "ABCD"],
         "answer": row["answer"],
@@ -35,6 +33,9 @@ BENCHMARKS = [
         config="hrbench_version_split",
         split=f"hrbench_{size}",
         image="image",
+        ids=("index", "cycle_category"),
+        files=size,
+        base64=True,
         read=_read,
         required=("question", "answer", "category", "A", "B", "C", "D", "image", "index"),
         official="hrbench",

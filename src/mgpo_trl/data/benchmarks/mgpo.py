@@ -13,9 +13,11 @@ Where the right letter stands is not verified. It is taken from the first of `an
 category is `data_source`. Paths are relative to the local copy and need `mgpo-train:PATH`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..fields import from_json_text
 from .common import Benchmark, Row, RowError, folder_path
 from .mme_realworld import short_category
 
@@ -30,16 +32,15 @@ def _read(row: Row, folder: Path) -> dict[str, Any]:
         "category": short_category(row.get("data_source")),
         "group": row.get("image_path"),
     }
-    for name in ("id", "index"):
-        if row.get(name) is not None:
-            read["id"] = str(row[name])
-    if row.get("image") is None:  # embedded images are a column of their own by now
-        read["image"] = folder_path(folder, row["image_path"]) if "image_path" in row else None
+    if path := row.get("image") or row.get("image_path"):  # embedded images are a column of their own by now
+        read["image"] = folder_path(folder, path)
     return read
 
 
 def _answer(row: Row) -> Any:
-    found = [row.get(name) for name in ANSWER_COLUMNS] + [(row.get("reward_model") or {}).get("ground_truth")]
+    reward_model = from_json_text(row.get("reward_model"))
+    in_model = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    found = [row.get(name) for name in ANSWER_COLUMNS] + [in_model]
     answer = next((value for value in found if value is not None), None)
     if answer is None:
         raise RowError(
@@ -56,6 +57,7 @@ BENCHMARKS = [
         hub_id=f"xinyu1205/{repository}",
         split="train",
         image="image",
+        ids=("id", "index"),
         read=_read,
         required=("question", "choices"),
         official="mme-realworld",

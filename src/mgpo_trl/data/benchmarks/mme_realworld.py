@@ -39,7 +39,6 @@ def short_category(category: Any) -> Any:
 
 def _read(row: Row, folder: Path) -> dict[str, Any]:
     return {
-        "id": str(row["index"]),
         "question": row["question"],
         "choices": row["multi-choice options"],
         "answer": row["answer"],
@@ -53,6 +52,8 @@ BENCHMARKS = [
         hub_id=f"yifanzhang114/{repository}",
         split="train",
         image="bytes",
+        ids=("index",),
+        base64=True,
         read=_read,
         required=("index", "bytes", "question", "multi-choice options", "answer", "category"),
         official="mme-realworld",
