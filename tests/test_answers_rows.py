@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpo_trl.answers import LETTERS, format_choices, normalise_answer, parse_choices
+from mgpo_trl.answers import LETTERS, format_choices, normalise_answer, parse_choices, split_question
 
 CHOICES = ["red", "green", "blue", "a big cat"]
 
@@ -104,3 +104,62 @@ def test_answers_that_are_refused(answer):
 def test_free_form_answers_that_are_refused(answer):
     with pytest.raises(ValueError, match="`answer` must be a text or a number"):
         normalise_answer(answer, None)
+
+
+# questions that carry their choices
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "(A) a dog\n(B) a big cat",
+        "A. a dog\nB. a big cat",
+        "A) a\ndog\nB) a big cat",
+        "a: a dog\n\nb: a big cat",
+        "Options:\nA. a dog\nB. a big cat\nAnswer with the letter.\nThe best answer is:",
+        "The choices are listed below:\n(A) a dog\n(B) a big cat\n",
+        "选项如下所示:\n(A) a dog\n(B) a big cat\n",
+    ],
+)
+def test_choices_are_split_off_a_question(options):
+    assert split_question(f"What is red?\n{options}") == ("What is red?", ["a dog", "a big cat"])
+
+
+def test_worked_example_of_splitting():
+    text = "What is red?\n(A) a dog\n(B) a cat\nAnswer with the letter."
+    assert split_question(text) == ("What is red?", ["a dog", "a cat"])
+
+
+@pytest.mark.parametrize(
+    "announcement", [" The choices are listed below:", " Options:", " choices", " 选项如下所示："]
+)
+def test_words_that_only_announce_choices_are_left_out_at_the_end_of_a_line_too(announcement):
+    assert split_question(f"What is red?{announcement}\n(A) a dog\n(B) a cat")[0] == "What is red?"
+
+
+@pytest.mark.parametrize("question", ["Which of these are options?", "Compare the choices", "Name two options:"])
+def test_a_question_about_options_stays_whole(question):
+    assert split_question(f"{question}\n(A) a dog\n(B) a cat") == (question, ["a dog", "a cat"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is red?",
+        "What is red? (A) a dog (B) a cat",
+        "What is red?\n(A) a dog",
+        "What is red?\n(A) a dog\n(C) a cat",
+        "What is red?\n(A) a dog\n(B)",
+        "(A) a dog\n(B) a cat",
+        "Options:\n(A) a dog\n(B) a cat",
+        "I. What is red?\n(A) a dog\n(B) a cat",
+    ],
+)
+def test_a_text_without_a_question_and_lettered_choices_is_the_question(text):
+    assert split_question(f" {text}\n") == (text, None)
+
+
+@given(st.text(alphabet="ABC().: \nx?"))
+def test_splitting_never_raises_and_loses_no_choice(text):
+    question, choices = split_question(text)
+    assert choices is None and question == text.strip() or (len(choices) > 1 and question and all(choices))

@@ -9,7 +9,6 @@ import sys
 import pytest
 from commands import environment
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from mgpo_trl import GroundedVQA
@@ -18,8 +17,6 @@ from mgpo_trl.conversation import Conversation
 from mgpo_trl.evaluation import runner
 from mgpo_trl.images import ImageError, open_image
 from mgpo_trl.inference import Question
-from mgpo_trl.integrations.questions import question_of
-from mgpo_trl.integrations.vlmevalkit import MGPOForVLMEvalKit
 from mgpo_trl.records import read_rollouts
 from mgpo_trl.rollout import Sampled, flatten
 
@@ -156,71 +153,3 @@ def test_a_new_process_finds_models_and_adapters_in_directories_and_on_the_hub(v
     said = [line.split(" ", 2)[2] for line in done.stdout.splitlines() if line.startswith("said ")]
     assert said[0] == said[2] == f"7056 {vqa(str(image), 'What is on the red card?').turns}"
     assert said[1] == said[3] and said[1].startswith("12544 ")
-
-
-# harnesses
-
-
-PROMPTS = [
-    ("<image>Which one?\n(A) red\n(B) blue\nAnswer with the letter.", "Which one?", ["red", "blue"]),
-    ("Question: Which one?\nOptions:\nA. red\nB. blue\nPlease select the correct answer.", "Question: Which one?",
-     ["red", "blue"]),
-    ("Which one? The choices are listed below:\n(A) red\n(B) blue", "Which one? The choices are listed below:",
-     ["red", "blue"]),
-    ("How many cards?", "How many cards?", None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "question", "choices"), PROMPTS)
-def test_options_are_split_off_a_harness_prompt(text, question, choices, caplog):
-    found = question_of("image", text)
-    assert (found.question, found.choices) == (question, choices)
-    assert ("No lettered options" in caplog.text) == (choices is None)
-
-
-def test_vlmevalkit(directory, rows):
-    model = MGPOForVLMEvalKit(str(directory), device="cpu")
-    image = open_image(rows[0]["image"], "a")
-    message = [{"type": "image", "value": image}, {"type": "text", "value": "Which?\nA. red\nB. blue"}]
-    answer = model.vqa(image, "Which?", ["red", "blue"])
-    assert model.generate(message, dataset="VStarBench") == (answer.answer or answer.text)
-    assert not model.use_custom_prompt("VStarBench")
-    with pytest.raises(ValueError, match="one image, and the message has 2"):
-        model.generate([*message, message[0]])
-
-
-def test_lmms_eval(directory, rows):
-    """Against the real class and registry of lmms-eval, where it is installed."""
-    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: its model class is not tested")
-    from lmms_eval.models.registry_v2 import ModelRegistryV2
-
-    from mgpo_trl.integrations.lmms_eval import manifest
-
-    registry = ModelRegistryV2()
-    registry.register_manifest(manifest())
-    model = registry.get_model_class("mgpo")(str(directory), batch_size="2", device="cpu")
-    documents = [{"image": open_image(row["image"], "a")} for row in rows]
-    model.task_dict = {"vstar": {"test": documents}}
-    context = "Which?\n(A) red\n(B) blue\nAnswer with the letter."
-    requests = [
-        type("Instance", (), {"args": (context, {}, lambda doc: [doc["image"]], number, "vstar", "test")})()
-        for number in range(3)
-    ]
-    answers = [model.vqa(documents[n]["image"], "Which?", ["red", "blue"]) for n in range(3)]
-    assert model.generate_until(requests) == [answer.answer or answer.text for answer in answers]
-    documents[0]["image"] = Image.new("RGB", (60, 60))
-    requests[0].args = (context, {}, lambda doc: [doc["image"]] * 2, 0, "vstar", "test")
-    with pytest.raises(ValueError, match="row 0 of vstar has 2"):
-        model.generate_until(requests)
-    with pytest.raises(ValueError, match=r"takes no \['max_pixels'\]"):
-        registry.get_model_class("mgpo")(str(directory), max_pixels=3)
-    for name in ("loglikelihood", "generate_until_multi_round"):
-        with pytest.raises(NotImplementedError):
-            getattr(model, name)([])
-
-
-def test_the_entry_point_is_declared():
-    from importlib.metadata import entry_points
-
-    (found,) = entry_points(group="lmms_eval.models", name="mgpo")
-    assert found.value == "mgpo_trl.integrations.lmms_eval:manifest"

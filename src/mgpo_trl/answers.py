@@ -30,7 +30,11 @@ MODES = ("strict", "flexible")
 _BOX = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|mbox|rm|bf)\s*\{([^{}]*)\}")
 _LEADING_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[).:])\s*")
-_ANNOUNCEMENT = re.compile(r"(?:options?|choices|(?:the |multi-?)?choices? (?:are )?listed below)[:.]?", re.I)
+_ANNOUNCEMENT = re.compile(
+    r"(?:(?:^|(?<=[.?!])\s)(?:options?|choices)|\b(?:the |multi-?)?choices? (?:are )?listed below|选项如下所示)"
+    r"[:：.]?$",
+    re.I,
+)
 _LINE_LETTER = re.compile(rf"^{_LEADING_LETTER.pattern}", re.MULTILINE)
 _INLINE_LETTER = re.compile(r"(?<!\S)(?:\([A-Z]\)|[A-Z][).:])(?=\s)")
 _STATEMENT = re.compile(r"\b(?:answer|(?:correct|right|best) (?:option|choice))(?: is ?:?| ?[:=])[ \n]?", re.I)
@@ -90,8 +94,10 @@ def split_question(text: str) -> tuple[str, list[str] | None]:
 
     Args:
         text (`str`):
-            The question, then a line for each choice, `"(A) ..."`, `"A. ..."`, `"A) ..."` or `"A: ..."` from A without
-            gaps. A line before them that only announces choices, and everything after the last one, is left out.
+            The question, then the choices, each on a line that begins with its letter, `"(A) ..."`, `"A. ..."`,
+            `"A) ..."` or `"A: ..."` from A without gaps; lines between two letters belong to the first. Words that
+            only announce choices ("Options:", "The choices are listed below:") are left out, and every line after that
+            of the last letter.
 
     Returns:
         `tuple`: the question, and the texts of the choices; `None` for the choices where there are none, and then the
@@ -102,11 +108,12 @@ def split_question(text: str) -> tuple[str, list[str] | None]:
     letters = "".join(match[match.lastindex] for _, match in found).upper()
     if not 2 <= len(found) <= len(LETTERS) or letters != LETTERS[: len(found)]:
         return text.strip(), None
-    choices = [match.string[match.end() :].strip() for _, match in found]
-    question = [line for line in lines[: found[0][0]] if not _ANNOUNCEMENT.fullmatch(line.strip())]
-    if not all(choices) or not any(line.strip() for line in question):
-        return text.strip(), None
-    return "\n".join(question).strip(), choices
+    starts = [number for number, _ in found]
+    ends = [*starts[1:], starts[-1] + 1]
+    items = [" ".join(lines[start:end]) for start, end in zip(starts, ends, strict=True)]
+    choices = [item[_LEADING_LETTER.match(item).end() :].strip() for item in items]
+    question = "\n".join(_ANNOUNCEMENT.sub("", line.strip()) for line in lines[: starts[0]]).strip()
+    return (question, choices) if question and all(choices) else (text.strip(), None)
 
 
 def normalise_answer(answer: str | int | float, choices: Sequence[str] | None) -> str:

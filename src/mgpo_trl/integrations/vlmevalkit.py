@@ -1,8 +1,7 @@
 """
-A model class for VLMEvalKit. In its `vlmeval/config.py`:
+A model class for VLMEvalKit, which finds models by name in `vlmeval.config.supported_VLM`:
 
 ```python
-from mgpo_trl.integrations.vlmevalkit import MGPOForVLMEvalKit
 supported_VLM["mgpo"] = partial(MGPOForVLMEvalKit, model_path="outputs/run")
 ```
 
@@ -11,7 +10,7 @@ It follows the interface that VLMEvalKit documents for its models (`generate(mes
 """
 
 from ..inference import GroundedVQA
-from .questions import question_of, said
+from .questions import Splitter, said
 
 
 class MGPOForVLMEvalKit:
@@ -29,6 +28,7 @@ class MGPOForVLMEvalKit:
 
     def __init__(self, model_path: str, **options):
         self.vqa = GroundedVQA.from_pretrained(model_path, **options)
+        self.splitter = Splitter()
         self.dump_image_func = None
 
     def use_custom_prompt(self, dataset: str) -> bool:
@@ -55,4 +55,4 @@ class MGPOForVLMEvalKit:
         if len(images) != 1:
             raise ValueError(f"MGPO looks at one image, and the message has {len(images)}.")
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
-        return said(self.vqa.batch([question_of(images[0], text)])[0])
+        return said(self.vqa.batch([self.splitter.question(images[0], text)])[0])
