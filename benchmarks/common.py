@@ -36,3 +36,12 @@ def write_result(name: str, result: dict) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def peak_mb() -> int:
+    """
+    Largest resident memory of this process so far, in MB. `getrusage` would carry over the peak of the process that
+    started this one. Linux only.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024

@@ -4,19 +4,22 @@ Images a second for decode + view + crop of 8K JPEGs: ours, the reference's way 
     python benchmarks/image_pipeline.py            about three minutes on two cores
     python benchmarks/image_pipeline.py --quick    under a minute
 
-Every way is timed in turn on the same files, pair by pair; the ratio is the median of the pairs.
+Every way is timed in turn on the same files, pair by pair; the ratio is the median of the pairs. The peak of resident
+memory is that of a process that takes one file through one way, less what it holds before.
 """
 
 import argparse
 import io
-import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
-from common import conditions, write_result
+from common import conditions, peak_mb, write_result
 from PIL import Image
 
 from mgpo_trl.images import LateImage, crop_original, open_image
@@ -113,11 +116,33 @@ def view_error(data: bytes) -> dict:
     return {"mean": float(np.abs(near - exact).mean()), "max": int(np.abs(near - exact).max())}
 
 
+def own_peak(way: str, path: str) -> None:
+    """Print the MB of resident memory that one file takes on its way, in this process."""
+    data = Path(path).read_bytes()
+    before = peak_mb()
+    WAYS[way](data)
+    print(peak_mb() - before)
+
+
+def peaks(data: bytes) -> dict[str, int]:
+    """Peak of resident memory of every way on one file, in MB, each in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(data)
+        file.flush()
+        command = [sys.executable, __file__, "--one"]
+        runs = {way: subprocess.run([*command, way, file.name], capture_output=True, check=True) for way in WAYS}
+    return {way: int(done.stdout) for way, done in runs.items()}
+
+
 def main() -> None:
     """Measure, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="One size, fewer pairs.")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        own_peak(*options.one)
+        return
     sizes = dict(list(SIZES.items())[:1]) if options.quick else SIZES
     pairs, count = (2, 2) if options.quick else (5, 4)
     result = {**conditions(sys.argv), "pairs": pairs, "images": count, "sizes": {}}
@@ -129,11 +154,12 @@ def main() -> None:
             for way, figures in entry[f"threads_{threads}"].items():
                 rate, ratio = figures["images_per_second"], figures["ratio_to_twice"]
                 print(f"{name}, {threads} threads, {way:<15} {rate:6.2f} images/s, {ratio:.2f} of decoding twice")
+        entry["peak_rss_mb"] = peaks(files[0])
+        print(f"{name}, peak RSS of one file in MB: {entry['peak_rss_mb']}")
         error = entry["view_error"]
         print(f"{name}, draft view: mean error {error['mean']:.2f}, max {error['max']} of 255")
         result["sizes"][name] = entry
-    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"peak RSS {result['peak_rss_mb']} MB; wrote {write_result('image_pipeline', result)}")
+    print("wrote", write_result("image_pipeline", result))
 
 
 if __name__ == "__main__":

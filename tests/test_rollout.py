@@ -1,13 +1,16 @@
 """The round loop on hand-written ids: a chat of a dozen integers, no tensors, no tokenizer."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
 from mgpo_trl.boxes import BoxStatus, format_box
+from mgpo_trl.images import crop_original
 from mgpo_trl.prompts import PromptTemplate
-from mgpo_trl.rollout import Rollout, RoundTemplate, Sampled, Turn, flatten, run_rounds
+from mgpo_trl.rollout import Crops, Rollout, RoundTemplate, Sampled, Turn, flatten, run_rounds
 
 USER, HEAD, IMAGE, REPLY, END, OTHER_END = 1, 2, 3, 4, 5, 6
 TALK, ANSWER = 20, 21  # sampled words
@@ -278,6 +281,31 @@ def test_a_group_shares_view_and_crop():
     assert crops[0] is crops[1] and len({id(crop) for crop in crops}) == 3
     assert all(rollout.image is image and rollout.view is rollouts[0].view for rollout in rollouts[:3])
     assert len(template.chat.fitted) == 2 + 3  # two views, three crops
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_crops_are_cut_by_threads_and_never_wait_behind_other_work(busy):
+    """Two rollouts wait for each other inside their crops; where the only thread is busy, the caller makes its own."""
+    go_on, makers, together = threading.Event(), [], threading.Barrier(2)
+
+    class Watched(FakeChat):
+        def fit(self, image):
+            makers.append(threading.current_thread().name)
+            if not busy:
+                together.wait(20)
+            return super().fit(image)
+
+    template = make_template()
+    images = [make_image(), make_image()]
+    rollouts = [template.start(ROW, image, image.resize(VIEW_SIZE), 2) for image in images]
+    with ThreadPoolExecutor(1 if busy else 2, thread_name_prefix="worker") as pool:
+        pool.submit(go_on.wait, 20 if busy else 0)
+        crops = Crops(Watched(), pool.submit)
+        run_rounds(rollouts, lambda contexts: [Sampled(CLOSED)] * 2, template, 2, crops)
+        go_on.set()
+    assert len(makers) == 2 and (set(makers) == {threading.current_thread().name} if busy else len(set(makers)) == 2)
+    expected = [crop_original(image, rollouts[0].turns[0].shown_px).resize(VIEW_SIZE) for image in images]
+    assert [rollout.crops[0].tobytes() for rollout in rollouts] == [crop.tobytes() for crop in expected]
 
 
 SECOND_BOX = (7, 14, 56, 49)  # of the fitted crop 84x56, which shows (0, 40, 168, 200) of the original

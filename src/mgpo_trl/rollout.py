@@ -234,7 +234,9 @@ class Crops:
         key = (id(image), box)
         if key not in self._made:
             begun = self._futures.pop(key, None)
-            self._made[key] = begun.result() if begun else self._make(image, box)
+            # One that still stands behind other work, such as the next batch's images, is made here and now.
+            is_elsewhere = begun is not None and not begun.cancel()
+            self._made[key] = begun.result() if is_elsewhere else self._make(image, box)
         return self._made[key]
 
     def _make(self, image: Image.Image | LateImage, box: PixelBox) -> Image.Image:
@@ -293,7 +295,7 @@ def run_rounds(
     generate: Generate,
     template: RoundTemplate,
     num_rounds: int = 2,
-    crops: "Crops | None" = None,
+    crops: Crops | None = None,
 ) -> Sequence[Rollout]:
     """
     Play every round of every rollout: sample, and between rounds read the box, crop the original and reply.
@@ -325,8 +327,8 @@ def run_rounds(
             )
         for rollout, sample in zip(rollouts, samples, strict=True):
             rollout.turns.append(sampled_turn(sample, template.chat))
-            if number < num_rounds:
-                _reply(rollout, template, number == num_rounds - 1, crops)
+        if number < num_rounds:
+            _reply_to_all(rollouts, template, number == num_rounds - 1, crops)
     return rollouts
 
 
@@ -405,7 +407,6 @@ def _is_too_long(box: PixelBox) -> bool:
 def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, crops: "Crops") -> None:
     """Read the box of the last turn, and append the reply with the crop or with the whole image."""
     turn = rollout.turns[-1]
-    turn.box, turn.box_original_px, turn.shown_px = read_region(rollout, turn.text, template, rollout.turns[:-1])
     turn.reply_image = rollout.view if turn.shown_px is None else crops.get(rollout.image, turn.shown_px)
     message = template.reply(rollout, turn, is_last)
     ended = bool(turn.ids) and turn.ids[-1] == template.chat.end_of_turn_id

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from ..rollout import (
     Context,
     CropPolicy,
+    Crops,
     Generate,
     PixelBox,
     Rollout,
@@ -64,11 +65,13 @@ class Protocol:
         """The template with the protocol's crop policy."""
         return replace(template, crop_policy=_policy(self.name, template, seed))
 
-    def play(self, rollouts: Sequence[Rollout], generate: Generate, template: RoundTemplate) -> Sequence[Rollout]:
-        """Play fresh rollouts; `template` is that of [`Protocol.template`]."""
+    def play(
+        self, rollouts: Sequence[Rollout], generate: Generate, template: RoundTemplate, crops: Crops | None = None
+    ) -> Sequence[Rollout]:
+        """Play fresh rollouts; `template` is that of [`Protocol.template`], `crops` as in [`run_rounds`]."""
         if self.name != "crop-only":
-            return run_rounds(rollouts, generate, template, self.num_rounds)
-        run_rounds(rollouts, _without_round(self.num_rounds, generate), template, self.num_rounds)
+            return run_rounds(rollouts, generate, template, self.num_rounds, crops)
+        run_rounds(rollouts, _without_round(self.num_rounds, generate), template, self.num_rounds, crops)
         return _answer_from_the_crop(rollouts, generate, template)
 
 

@@ -17,7 +17,7 @@ from ..image_loading import ImageLoader
 from ..processing import parse_pixels
 from ..prompts import PROTOCOL_VERSION, load_prompts
 from ..records import RolloutWriter, run_record, seen_ids, write_run
-from ..rollout import Generate, RoundTemplate, start_rollouts
+from ..rollout import Crops, Generate, RoundTemplate, start_rollouts
 from .arguments import EvalArguments
 from .joint import joint_report, write_joint
 from .protocols import Protocol, SharedFirstRound, resolve_protocols
@@ -115,12 +115,13 @@ def play_batches(batches, players: Sequence[Player], loader: ImageLoader, total:
     with bar as progress, closing(loader.batches(batches)) as opened_batches:
         for start, rows, opened in opened_batches:
             first = SharedFirstRound(lambda contexts: [])
+            crops = Crops(loader.chat, loader.submit if loader.threads else None)
             for player in players:
-                _play(player, rows, opened, first, seed * 1_000_003 + start)
+                _play(player, rows, opened, crops, first, seed * 1_000_003 + start)
             progress.update(len(rows))
 
 
-def _play(player: Player, rows: list[dict], opened: dict, first: SharedFirstRound, seed: int) -> None:
+def _play(player: Player, rows: list[dict], opened: dict, crops: Crops, first: SharedFirstRound, seed: int) -> None:
     todo = player.todo
     rows = [row for row in rows if row["id"] in todo]
     if not rows:
@@ -130,7 +131,7 @@ def _play(player: Player, rows: list[dict], opened: dict, first: SharedFirstRoun
     if player.protocol.shares_first_round:
         first.generate = generate
         generate = first.for_rollouts(rollouts)
-    for rollout in player.protocol.play(rollouts, generate, player.template):
+    for rollout in player.protocol.play(rollouts, generate, player.template, crops):
         if player.pictures is not None:
             player.pictures.add(rollout)
         player.writer.write({**rollout.to_record(), "protocol": player.protocol.name})
