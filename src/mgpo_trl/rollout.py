@@ -404,8 +404,19 @@ def _is_too_long(box: PixelBox) -> bool:
     return long > MAX_ASPECT * short
 
 
-def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, crops: "Crops") -> None:
-    """Read the box of the last turn, and append the reply with the crop or with the whole image."""
+def _reply_to_all(rollouts: Sequence[Rollout], template: RoundTemplate, is_last: bool, crops: Crops) -> None:
+    """Read the box of every last turn, and reply; where crops have threads, they are cut side by side."""
+    for rollout in rollouts:
+        turn = rollout.turns[-1]
+        turn.box, turn.box_original_px, turn.shown_px = read_region(rollout, turn.text, template, rollout.turns[:-1])
+        if turn.shown_px is not None:
+            crops.begin(rollout.image, turn.shown_px)
+    for rollout in rollouts:
+        _reply(rollout, template, is_last, crops)
+
+
+def _reply(rollout: Rollout, template: RoundTemplate, is_last: bool, crops: Crops) -> None:
+    """Append the reply with the crop or with the whole image."""
     turn = rollout.turns[-1]
     turn.reply_image = rollout.view if turn.shown_px is None else crops.get(rollout.image, turn.shown_px)
     message = template.reply(rollout, turn, is_last)
