@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -117,6 +119,15 @@ def test_the_radius_is_a_share_of_the_diagonal():
     rollouts = [counted([points_text([(20, 10)])])]
     shares = {share: point_reward([""], rollouts, [[[100, 100]]], radius_share=share) for share in (0.05, 0.1)}
     assert shares == {0.05: [0.0], 0.1: [1.0]}
+
+
+def test_the_documented_reward_with_another_radius():
+    text = (Path(__file__).parents[1] / "docs" / "counting.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)  # noqa: S102
+    columns = {"rollouts": [counted([points_text([(13, 10)])])], "points": [[[100, 100]]]}  # 30 pixels off, 2 % are 22
+    assert point_reward(completions=[""], **columns) == [1.0]
+    assert names["close_points"](completions=[""], **columns) == [0.0]
 
 
 def test_points_of_a_turn_that_saw_a_crop_do_not_count():
