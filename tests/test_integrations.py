@@ -1,15 +1,19 @@
 """Harnesses of others get the answers of `GroundedVQA`, and their options stay out of the first round."""
 
+import io
 import json
 import logging
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
-from commands import environment
+from commands import ROOT, environment
 from datasets import Image as ImageFeature
+from PIL import Image
+from test_readme import FENCE
 
 from mgpo_trl import GroundedVQA
 from mgpo_trl.conversation import Conversation
@@ -123,6 +127,30 @@ def test_vlmevalkit(directory, vqa, rows, asked, tmp_path):
     assert (model.splitter.split, model.splitter.whole) == (len(rows), 0)
     with pytest.raises(ValueError, match="one image, and the message has 2"):
         model.generate([{"type": "image", "value": paths[0]}] * 2 + [{"type": "text", "value": "What?"}])
+
+
+def snippet(number):
+    """The Python snippets of the document on harnesses."""
+    text = (ROOT / "docs" / "harnesses.md").read_text(encoding="utf-8")
+    return [block for language, block in FENCE.findall(text) if language == "python"][number]
+
+
+def test_the_documented_start_of_vlmevalkit(directory, monkeypatch):
+    models, package = ModuleType("vlmeval.config"), ModuleType("vlmeval")
+    models.supported_VLM = {}
+    monkeypatch.setitem(sys.modules, "vlmeval", package)
+    monkeypatch.setitem(sys.modules, "vlmeval.config", models)
+    exec(snippet(0).replace("outputs/run", str(directory)), {"__name__": "run_mgpo"})  # noqa: S102
+    assert isinstance(models.supported_VLM["mgpo"](device="cpu"), MGPOForVLMEvalKit)
+
+
+def test_the_documented_use_from_python(directory, rows, tmp_path, capsys):
+    picture = Image.open(io.BytesIO(rows[0]["image"]["bytes"])).resize((1600, 1200))
+    picture.save(tmp_path / "street.jpg")
+    code = snippet(1).replace("outputs/run", str(directory)).replace("street.jpg", str(tmp_path / "street.jpg"))
+    names = {}
+    exec(code, names)  # noqa: S102
+    assert names["by_hand"].box == (900, 600, 1500, 1100) and len(capsys.readouterr().out.splitlines()) >= 2
 
 
 # lmms-eval

@@ -22,7 +22,10 @@ VIEW = (84, 168)
         ('[{"point_2d": [NaN, 2]}]', "not_numbers", ()),
         ('[{"point_2d": [true, 2]}]', "not_numbers", ()),
         ('[{"bbox_2d": [1, 2, 3, 4]}]', "no_points", ()),
-        ("I count 7.", "no_points", ()),
+        ("```json\n[]\n```", "no_points", ()),
+        ("I count 7.", "no_json", ()),
+        ('[{"point_2d": [1, 2', "no_json", ()),
+        ('[{"point_2d": [1e400, 2]}]', "out_of_view", ()),
     ],
 )
 def test_absolute_points(text, status, points):
@@ -35,6 +38,12 @@ def test_worked_examples():
     assert (found.status, found.points_view, found.written) == (PointStatus.OK, ((21.0, 42.0), (63.0, 42.0)), 2)
     assert parse_points('{"point_2d": [1001, 0]}', VIEW, "relative_1000").status is PointStatus.OUT_OF_VIEW
     assert match_points([(10, 10), (11, 11), (90, 90)], [(10, 12), (50, 50)], radius=5) == 1
+
+
+@pytest.mark.parametrize("coordinates", ["auto", "pixels"])
+def test_unsettled_coordinates_are_the_callers_mistake(coordinates):
+    with pytest.raises(ValueError, match="resolve_coordinates"):
+        parse_points("", VIEW, coordinates)
 
 
 @given(st.text() | st.text(alphabet='{}[]",:point_2d0129.-eE\n '))

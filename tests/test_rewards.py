@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -110,6 +112,39 @@ def test_the_point_reward_is_f1_in_original_pixels():
     ]
     rewards = point_reward(["x"] * 6, rollouts=rollouts, points=[known] * 6, answer=["2"] * 6)
     assert rewards == pytest.approx([0.8, 1.0, 2 / 3, 0.0, 1.0, 0.0])
+
+
+def test_the_radius_is_a_share_of_the_diagonal():
+    """The diagonal of 1000x500 is 1118 pixels: a point 100 pixels off is a pair within 10 %, and none within 5 %."""
+    rollouts = [counted([points_text([(20, 10)])])]
+    shares = {share: point_reward([""], rollouts, [[[100, 100]]], radius_share=share) for share in (0.05, 0.1)}
+    assert shares == {0.05: [0.0], 0.1: [1.0]}
+
+
+def test_the_documented_reward_with_another_radius():
+    text = (Path(__file__).parents[1] / "docs" / "counting.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)  # noqa: S102
+    columns = {"rollouts": [counted([points_text([(13, 10)])])], "points": [[[100, 100]]]}  # 30 pixels off, 2 % are 22
+    assert point_reward(completions=[""], **columns) == [1.0]
+    assert names["close_points"](completions=[""], **columns) == [0.0]
+
+
+def test_points_of_a_turn_that_saw_a_crop_do_not_count():
+    """They may be meant in the crop; after an unusable box the turn saw the view again, and they count."""
+    named = points_text([(10, 10)])
+    crop, fallback = counted(["a box", named]), counted(["no box", named])
+    crop.turns[0].shown_px = (0, 0, 500, 500)
+    assert point_reward([""] * 2, rollouts=[crop, fallback], points=[[[100, 100]]] * 2) == [0.0, 1.0]
+
+
+def test_what_became_of_the_points_is_logged():
+    texts = ["I count 2", "[]", points_text([(1, 1)]), points_text([(1, 1), (101, 1)])]
+    logged = {}
+    rollouts = [counted([text]) for text in texts]
+    point_reward([""] * 4, rollouts=rollouts, points=[None] * 4, log_metric=logged.__setitem__)
+    shares = {"no_json": 0.25, "no_points": 0.25, "ok": 0.25, "out_of_view": 0.25, "not_numbers": 0.0}
+    assert logged == {f"points/status/{name}": share for name, share in shares.items()}
 
 
 def test_no_things_and_no_points_agree():

@@ -285,3 +285,4 @@ def test_points_and_counts_are_rewarded_together(make_trainer, script, photos):
     assert log["rewards/accuracy_reward/mean"] == 0.5
     assert log["rewards/point_reward/mean"] == 0.5  # over the two rows whose points are known: 1 and 0
     assert log["reward"] == pytest.approx((1.5 + 0.0 + 1.0 + 0.0) / 4)
+    assert (log["points/status/ok"], log["points/status/no_json"]) == (0.25, 0.75)

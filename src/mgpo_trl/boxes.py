@@ -128,16 +128,12 @@ def parse_box(
     Raises:
         `ValueError`: if `coordinates` is not settled (a mistake of the caller, whatever the text).
     """
-    _check_settled(coordinates)
-    found_json = False
-    for respect_strings in (True, False):
-        values = list(_decode_objects(text, respect_strings))
-        found_json = found_json or bool(values)
-        entries = (entry for value in values for entry in _entries(value, BOX_KEYS))
-        boxes = [_judge_entry(entry, view_size, coordinates, min_side, max_aspect) for entry in entries]
-        if boxes:
-            return next((box for box in boxes if box.ok), boxes[0])
-    return Box(BoxStatus.NO_BOX if found_json or _is_json_list(text) else BoxStatus.NO_JSON)
+    check_settled(coordinates)
+    entries, found_json = json_entries(text, BOX_KEYS)
+    if not entries:
+        return Box(BoxStatus.NO_BOX if found_json else BoxStatus.NO_JSON)
+    boxes = [_judge_entry(entry, view_size, coordinates, min_side, max_aspect) for entry in entries]
+    return next((box for box in boxes if box.ok), boxes[0])
 
 
 def format_box(
@@ -160,7 +156,7 @@ def format_box(
     Returns:
         `str`: the fenced JSON text.
     """
-    _check_settled(coordinates)
+    check_settled(coordinates)
     if coordinates == "relative_1000":
         sides = (*view_size, *view_size)
         numbers = [_nearest(value * 1000 / side) for value, side in zip(box_view_px, sides, strict=True)]
@@ -170,7 +166,8 @@ def format_box(
     return f"```json\n[{json.dumps(entry, ensure_ascii=False)}]\n```"
 
 
-def _check_settled(coordinates: str) -> None:
+def check_settled(coordinates: str) -> None:
+    """Refuse, with a `ValueError`, what is not a settled coordinate system."""
     if coordinates not in COORDINATES[1:]:
         known = " or ".join(map(repr, COORDINATES[1:]))
         raise ValueError(f"`coordinates` must be {known}, got {coordinates!r}. Use `resolve_coordinates` first.")
@@ -238,14 +235,17 @@ def _is_json_list(text: str) -> bool:
     return isinstance(_decode(body.strip()), list)
 
 
-def json_entries(text: str, keys: Sequence[str]) -> list[dict]:
-    """Every JSON object of a text that has one of the keys, in order. Never raises, and takes linear time."""
+def json_entries(text: str, keys: Sequence[str]) -> tuple[list[dict], bool]:
+    """Every JSON object of a text that has one of the keys, in order, and whether there is any JSON in the text. Never
+    raises, and takes linear time."""
+    found_json = False
     for respect_strings in (True, False):
-        values = _decode_objects(text, respect_strings)
+        values = list(_decode_objects(text, respect_strings))
         entries = [entry for value in values for entry in _entries(value, keys)]
+        found_json = found_json or bool(values)
         if entries:
-            return entries
-    return []
+            return entries, True
+    return [], found_json or _is_json_list(text)
 
 
 def _entries(value, keys: Sequence[str]) -> Iterator[dict]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .boxes import is_number, json_entries
+from .boxes import check_settled, is_number, json_entries
 
 POINT_KEYS = ("point_2d", "point")
 MOST_POINTS = 1000
@@ -28,8 +28,10 @@ class PointStatus(StrEnum):
 
     OK = "ok"
     """Every point is usable."""
+    NO_JSON = "no_json"
+    """The text holds no JSON object and is not itself a JSON list."""
     NO_POINTS = "no_points"
-    """No JSON object has one of the `POINT_KEYS`."""
+    """There is JSON, an empty list for instance, but no object with one of the `POINT_KEYS`."""
     NOT_NUMBERS = "not_numbers"
     """A value is not a list of exactly two finite numbers; that point is left out."""
     OUT_OF_VIEW = "out_of_view"
@@ -56,10 +58,14 @@ def parse_points(text: str, view_size: tuple[int, int], coordinates: str) -> Poi
         text (`str`): What the model wrote: JSON objects `{"point_2d": [x, y]}`, fenced or bare, with text around them.
         view_size (`tuple[int, int]`): (width, height) of the view in pixels.
         coordinates (`str`): `"absolute"` or `"relative_1000"`, as in [`~mgpo_trl.boxes.parse_box`].
+
+    Raises:
+        `ValueError`: if `coordinates` is not settled (a mistake of the caller, whatever the text).
     """
-    entries = json_entries(text, POINT_KEYS)
+    check_settled(coordinates)
+    entries, found_json = json_entries(text, POINT_KEYS)
     if not entries:
-        return Points(PointStatus.NO_POINTS)
+        return Points(PointStatus.NO_POINTS if found_json else PointStatus.NO_JSON)
     judged = [_judge(entry, view_size, coordinates) for entry in entries]
     bad = next((one for one in judged if isinstance(one, PointStatus)), PointStatus.OK)
     return Points(bad, tuple(one for one in judged if not isinstance(one, PointStatus)), len(entries))

@@ -1,4 +1,5 @@
-r"""Rewards in TRL's signature: 1 for a right answer in the answer turn, else 0. Nothing here looks at boxes.
+r"""Rewards in TRL's signature: 1 for a right answer in the answer turn, else 0; for counting, points that agree.
+Nothing here looks at boxes.
 
 TRL calls a reward function with lists, one entry a completion: `prompts`, `completions`, `completion_ids`, and every
 column of the dataset. A completion of two rounds reads
@@ -15,10 +16,10 @@ and only its last turn is scored. TRL's own reward functions read `completion[0]
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .answers import extract_answer, judge
-from .points import match_points, parse_points
+from .points import Points, PointStatus, match_points, parse_points
 
 POINT_RADIUS = 0.05
 """Largest distance of a point from what it counts, as a share of the image's diagonal."""
@@ -109,11 +110,14 @@ def point_reward(
     completions: list[str | list[dict]],
     rollouts: list | None = None,
     points: list[Sequence[Sequence[float]] | None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    radius_share: float = POINT_RADIUS,
     **kwargs,
 ) -> list[float | None]:
     r"""
     How well the points that the model names agree with those of the image: F1 of pairs within a radius. For counting,
-    beside [`accuracy_reward`]; the first turn that names points counts.
+    beside [`accuracy_reward`]. The first turn that names points counts; a turn that was shown a crop does not, because
+    its points may be meant in either image.
 
     Worked example: three points named, two known, two pairs within the radius: precision 2/3, recall 1, F1 0.8.
 
@@ -124,6 +128,10 @@ def point_reward(
             [`~mgpo_trl.rollout.Rollout`] of each completion, which [`~mgpo_trl.MGPOTrainer`] passes.
         points (`list[Sequence[Sequence[float]]]`):
             Column `points`: (x, y) of each thing in pixels of the original image. `None` for a row without: no reward.
+        log_metric (`Callable`, *optional*):
+            TRL's, for `points/status/<name>`: the share of rollouts with each [`~mgpo_trl.points.PointStatus`].
+        radius_share (`float`, *optional*, defaults to `0.05`):
+            Largest distance of a pair, as a share of the image's diagonal.
         **kwargs:
             The other columns and arguments of TRL; not used.
 
@@ -139,21 +147,29 @@ def point_reward(
             f"The point reward needs the {missing}, which is missing. Train with MGPOTrainer on rows with `points` "
             "(`--extra_columns points`, or a published counting set)."
         )
-    pairs = zip(rollouts, points, strict=True)
-    return [None if known is None else _point_f1(rollout, known) for rollout, known in pairs]
+    named = [_named_points(rollout) for rollout in rollouts]
+    for status in PointStatus if log_metric and named else ():
+        log_metric(f"points/status/{status.value}", sum(one.status is status for one in named) / len(named))
+    rows = zip(rollouts, named, points, strict=True)
+    return [None if known is None else _point_f1(row, one, known, radius_share) for row, one, known in rows]
 
 
-def _point_f1(rollout, targets: Sequence[Sequence[float]]) -> float:
+def _named_points(rollout) -> Points:
+    """The points of the first turn that names any, among those that saw nothing but the view."""
+    crops = [turn.shown_px is not None for turn in rollout.turns]
+    turns = rollout.turns[: crops.index(True) + 1] if any(crops) else rollout.turns
+    found = [parse_points(turn.text, rollout.view.size, rollout.coordinates) for turn in turns]
+    return next((points for points in found if points.written), found[0])
+
+
+def _point_f1(rollout, named: Points, targets: Sequence[Sequence[float]], radius_share: float) -> float:
     width, height = rollout.image.size
-    found = (parse_points(turn.text, rollout.view.size, rollout.coordinates) for turn in rollout.turns)
-    named = next((points for points in found if points.written), None)
-    written = named.written if named else 0
-    if not targets or not written:
-        return float(not targets and not written)
+    if not targets or not named.written:
+        return float(not targets and not named.written)
     scale = (width / rollout.view.width, height / rollout.view.height)
     placed = [(x * scale[0], y * scale[1]) for x, y in named.points_view]
-    pairs = match_points(placed, [tuple(point) for point in targets], POINT_RADIUS * math.hypot(width, height))
-    return 2 * pairs / (written + len(targets))
+    pairs = match_points(placed, [tuple(point) for point in targets], radius_share * math.hypot(width, height))
+    return 2 * pairs / (named.written + len(targets))
 
 
 def _score(
