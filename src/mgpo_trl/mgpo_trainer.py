@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from datasets import Image as ImageFeature
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
 
+from .adapters import is_adapter, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
-from .processing import check_processor, vision_token_ids
+from .processing import check_model_type, check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import Context, Rollout, Sampled, flatten, run_rounds, start_rollouts
 from .rollout_metrics import rollout_sums
@@ -36,7 +37,7 @@ class MGPOTrainer(GRPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
-            A vision-language model of the Qwen-VL family.
+            A vision-language model of the Qwen-VL family, or the directory of a LoRA adapter to train further.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             As in [`~trl.GRPOTrainer`]; [`~mgpo_trl.rewards.accuracy_reward`] is the paper's reward.
         args ([`MGPOConfig`], *optional*):
@@ -50,9 +51,7 @@ class MGPOTrainer(GRPOTrainer):
             configuration's, so that a saved checkpoint carries it.
 
     Raises:
-        ValueError: The dataset lacks a column, the processor is not of a supported family, or `coordinates="auto"`
-        does
-            not know the model family.
+        ValueError: The dataset lacks a column, or the model is not of a supported family.
     """
 
     _tag_names = ["trl", "mgpo"]
@@ -80,6 +79,10 @@ class MGPOTrainer(GRPOTrainer):
     ):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
+        if isinstance(model, str) and is_adapter(model):
+            model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
+            model_name = model.config._name_or_path
+        _check_family(model, model_name, args)
         prompts = load_prompts(args.prompts_file)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(
@@ -99,6 +102,7 @@ class MGPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        stop_gradients_at_frozen_vision(self.model)
         self.conversation = Conversation.from_config(args, prompts)
         self.template = self.conversation.template(
             processing_class, self.model.config.model_type, end_ids=self.eos_token_ids
@@ -320,8 +324,14 @@ class MGPOTrainer(GRPOTrainer):
         self.conversation.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if not self._load_full_weights(resume_from_checkpoint, self.model if model is None else model):
+        live = self.model if model is None else model
+        if not self._load_full_weights(resume_from_checkpoint, live):
+            # Loading turns adapters into fp32, also those on 4-bit weights, which TRL trains in bf16.
+            dtypes = {name: value.dtype for name, value in live.named_parameters() if value.requires_grad}
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            for name, dtype in dtypes.items():
+                parameter = live.get_parameter(name)
+                parameter.data = parameter.data.to(dtype)
 
     def _load_best_model(self):
         if not self._load_full_weights(self.state.best_model_checkpoint, self.model):
@@ -344,6 +354,16 @@ class MGPOTrainer(GRPOTrainer):
 
 def _crop_tool() -> None:
     """Stands in TRL's list of tools; the rounds are played by the trainer and it is never called."""
+
+
+def _check_family(model, model_name: str, args: MGPOConfig) -> None:
+    """Before any weights load: a path is judged by its configuration alone."""
+    config = getattr(model, "config", None) or AutoConfig.from_pretrained(
+        model_name,
+        revision=(args.model_init_kwargs or {}).get("revision"),
+        trust_remote_code=args.trust_remote_code,
+    )
+    check_model_type(config.model_type, model_name)
 
 
 def _check_length(dataset, args: MGPOConfig) -> None:
