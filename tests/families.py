@@ -27,6 +27,15 @@ class Family:
     factor: int
     """Side of the square that one image token covers, in pixels."""
 
+    def scaled(self, numbers):
+        """Pixels that were written down for squares of 28, for squares of this family: whole tokens stay whole."""
+        return tuple(number * self.factor // 28 for number in numbers)
+
+    @property
+    def budget(self):
+        """The pixel budget of the tests: views of four to nine tokens."""
+        return {"max_pixels": (3 * self.factor) ** 2, "min_pixels": (2 * self.factor) ** 2}
+
 
 FAMILIES = {
     "qwen2_5_vl": Family("qwen2_5_vl", "absolute", 28),

@@ -11,9 +11,9 @@ SRC = Path(__file__).parents[1] / "src" / "mgpo_trl"
 
 LAYERS = {  # a module imports from its own package or from lower layers only
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
-    "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
+    "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1, "adapters": 1,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
-    "mgpo_trainer": 3, "evaluation": 3,
+    "mgpo_trainer": 3, "evaluation": 3, "merging": 3,
     "builtin": 4,
     "scripts": 5,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
@@ -21,7 +21,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
 SIBLINGS = {("mgpo_config", "round_options"), ("builtin.__main__", "builtin.run")}
 """Pairs inside one layer, in the only direction that they go."""
 NO_TORCH = ["boxes", "geometry", "images", "prompts", "answers", "records", "rollout", "rewards", "viewer", "data"]
-NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "scripts"]
+NO_TORCH += ["processing", "adapters", "rollout_metrics", "round_options", "conversation", "evaluation", "scripts"]
 
 
 def key_of(module):
