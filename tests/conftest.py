@@ -24,6 +24,21 @@ def tiny_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def family_dir(tmp_path_factory, tiny_dir):
+    """`family_dir(model_type)`: directory of the tiny model of a family; made once."""
+    from families import save_family
+
+    made = {"qwen2_5_vl": tiny_dir}
+
+    def directory(model_type):
+        if model_type not in made:
+            made[model_type] = save_family(model_type, tmp_path_factory.mktemp(model_type))
+        return made[model_type]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
 def rows():
     """Four rows of the built-in task, pictures as PNG bytes."""
     from mgpo_trl.builtin.needle import make_dataset

@@ -1,11 +1,18 @@
-import json
 import random
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3Config,
+    InternVLConfig,
+    LlamaConfig,
+    SmolVLMConfig,
+)
 
 from mgpo_trl.generation import ModelGenerator, load_for_inference
 from mgpo_trl.processing import VisionChat, vision_token_ids
@@ -208,12 +215,17 @@ def test_a_model_directory_loads_in_the_asked_precision(tiny_dir):
     assert processor.tokenizer.padding_side == "left"
 
 
-def test_a_model_without_an_image_processor_is_refused_before_its_weights_load(tiny_dir, tmp_path, monkeypatch):
-    AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    settings.pop("processor_class", None)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+@pytest.mark.parametrize("kind", [Gemma3Config, InternVLConfig, SmolVLMConfig, LlamaConfig])
+def test_another_family_is_refused_before_its_weights_load(kind, tmp_path, monkeypatch):
+    kind().save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *a, **k: pytest.fail("weights loaded"))
+    with pytest.raises(ValueError, match=f"Models of type '{kind.model_type}' are not supported"):
+        load_for_inference(str(tmp_path))
+
+
+def test_a_model_without_an_image_processor_is_refused_before_its_weights_load(tiny_dir, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *args, **kwargs: tokenizer)
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *a, **k: pytest.fail("weights loaded"))
     with pytest.raises(ValueError, match="without an image processor: not a vision-language model"):
-        load_for_inference(str(tmp_path))
+        load_for_inference(str(tiny_dir))

@@ -3,9 +3,14 @@
 import pytest
 import torch
 from datasets import Dataset
+from families import FAMILIES
+from peft import LoraConfig
 from transformers import LogitsProcessor, LogitsProcessorList
+from trl import ModelConfig
 
+from mgpo_trl.adapters import quantization_config, target_modules
 from mgpo_trl.boxes import format_box
+from mgpo_trl.mgpo_trainer import SHARED_FAMILIES
 
 TOLERANCE = 1e-4
 VIEW_SIZES = [(112, 56), (56, 112), (84, 84), (84, 56)]  # of the rows in `photos`
@@ -53,17 +58,23 @@ def record_sampler(trainer, monkeypatch, forced):
     return rounds
 
 
-def sample_batch(make_trainer, monkeypatch, photos, num_rounds, **options):
+def sample_batch(make_trainer, monkeypatch, photos, num_rounds, family="qwen2_5_vl", **options):
     """Eight rollouts of four photos; returns (trainer, batch, log-probabilities of the sampler by id)."""
+    family = FAMILIES[family]
     trainer = make_trainer(
         Dataset.from_list(photos), num_rounds=num_rounds, num_generations=2, per_device_train_batch_size=8,
-        round_token_budgets=[48, 10, 10][:num_rounds], min_box_side=10, **options,
+        round_token_budgets=[48, 10, 10][:num_rounds], min_box_side=10, **{**family.budget, **options},
     )  # fmt: skip
+    assert trainer.template.coordinates == family.coordinates  # found by `auto`
+
+    def written(box, view_size, label=None):
+        return format_box(family.scaled(box), family.scaled(view_size), family.coordinates, label)
+
     end = [trainer._tokenizer.eos_token_id]
-    texts = {row: format_box(box, VIEW_SIZES[row // 2], "absolute", "card") for row, box in BOXES.items()}
+    texts = {row: written(box, VIEW_SIZES[row // 2], "card") for row, box in BOXES.items()}
     boxes = {row: trainer._tokenizer(text)["input_ids"] + end for row, text in texts.items()}
     free = {row: [*ids[:3], *end] for row, ids in boxes.items() if row in (0, 5)}  # ends early: padding on the right
-    second = {0: trainer._tokenizer(format_box((0, 0, 50, 30), (56, 56), "absolute"))["input_ids"] + end}
+    second = {0: trainer._tokenizer(written((0, 0, 50, 30), (56, 56)))["input_ids"] + end}
     forced = {1: [free], 2: [boxes, free], 3: [boxes, second, free]}[num_rounds]
     rounds = record_sampler(trainer, monkeypatch, forced)
     trainer.model.train()
@@ -83,7 +94,7 @@ def deviation(trainer, batch, sampler, packed=True, **changed):
     batch = {**batch, **changed}
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     trainer._facts = trainer._facts_of_batch(batch) if packed else None
-    assert bool(trainer._facts) == packed
+    assert bool(trainer._facts) == (packed and trainer._packs)
     with torch.no_grad():
         logps, _, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model,
@@ -95,23 +106,30 @@ def deviation(trainer, batch, sampler, packed=True, **changed):
     return (logps - sampler)[batch["turn_ids"] > 0].abs().max().item()
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("num_rounds, temperature", [(1, 1.0), (2, 1.0), (2, 0.7), (3, 1.0)])
-def test_the_loss_pass_equals_the_sampler(make_trainer, monkeypatch, photos, num_rounds, temperature):
-    trainer, batch, sampler = sample_batch(make_trainer, monkeypatch, photos, num_rounds, temperature=temperature)
+def test_the_loss_pass_equals_the_sampler(
+    make_trainer, family_dir, monkeypatch, photos, num_rounds, temperature, family
+):
+    trainer, batch, sampler = sample_batch(
+        make_trainer, monkeypatch, photos, num_rounds, family, model=family_dir(family), temperature=temperature
+    )
     grids = {tuple(grid) for grid in batch["image_grid_thw"].tolist()}
     assert len(grids) >= 4 and batch["prompt_mask"].min() == 0 and batch["completion_mask"].min() == 0
     for number in range(1, num_rounds + 1):
         assert (batch["turn_ids"] == number).any(dim=1).all()
     assert sampler[batch["turn_ids"] > 0].max() < 0
+    assert trainer._packs == (family in SHARED_FAMILIES)
     assert deviation(trainer, batch, sampler) < TOLERANCE
     assert deviation(trainer, batch, sampler, packed=False) < TOLERANCE
     if num_rounds > 1:
         assert trainer._metrics["train"]["grounding/valid_ratio"][0] >= 0.25
 
 
-def test_parity_sees_wrong_images_grids_types_and_attention(make_trainer, monkeypatch, photos):
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_parity_sees_wrong_images_grids_types_and_attention(make_trainer, family_dir, monkeypatch, photos, family):
     """Each of these is a mistake that training would survive silently."""
-    trainer, batch, sampler = sample_batch(make_trainer, monkeypatch, photos, 2)
+    trainer, batch, sampler = sample_batch(make_trainer, monkeypatch, photos, 2, family, model=family_dir(family))
     grid, pixels, types = batch["image_grid_thw"], batch["pixel_values"], batch["mm_token_type_ids"]
     crop = grid[1].tolist()
     assert crop[1] != crop[2]
@@ -135,6 +153,17 @@ def test_parity_sees_wrong_images_grids_types_and_attention(make_trainer, monkey
             assert deviation(trainer, batch, sampler, **changed) > 10 * TOLERANCE, name
     with pytest.raises(RuntimeError, match="shape mismatch"):  # the position code itself refuses this one
         deviation(trainer, batch, sampler, packed=False, mm_token_type_ids=flat_positions)
+    assert deviation(trainer, batch, sampler) < TOLERANCE
+
+
+def test_parity_with_an_adapter_on_4_bit_weights(make_trainer, family_dir, monkeypatch, photos):
+    trainer, batch, sampler = sample_batch(
+        make_trainer, monkeypatch, photos, 2, "qwen3_vl", model=family_dir("qwen3_vl"),
+        kwargs={
+            "peft_config": LoraConfig(r=4, target_modules=target_modules(["language"])),
+            "quantization_config": quantization_config(ModelConfig(load_in_4bit=True, use_bnb_nested_quant=True)),
+        },
+    )  # fmt: skip
     assert deviation(trainer, batch, sampler) < TOLERANCE
 
 

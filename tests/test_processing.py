@@ -2,14 +2,22 @@ import random
 
 import pytest
 import torch
+from families import FAMILIES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mgpo_trl.boxes import format_box
+from mgpo_trl.boxes import format_box, resolve_coordinates
 from mgpo_trl.builtin.tiny import build_processor
-from mgpo_trl.processing import VisionChat, check_processor, vision_token_ids
+from mgpo_trl.processing import (
+    OTHER_LAYOUTS,
+    SUPPORTED_MODEL_TYPES,
+    VisionChat,
+    check_model_type,
+    check_processor,
+    vision_token_ids,
+)
 from mgpo_trl.prompts import PromptTemplate
 from mgpo_trl.rollout import RoundTemplate, Sampled, flatten, run_rounds
 
@@ -26,6 +34,17 @@ def chat(processor):
     return VisionChat(processor, max_pixels=MAX_PIXELS, min_pixels=MIN_PIXELS)
 
 
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def family_chat(family, family_dir):
+    processor = AutoProcessor.from_pretrained(family_dir(family.model_type))
+    return VisionChat(processor, max_pixels=(4 * family.factor) ** 2, min_pixels=(2 * family.factor) ** 2)
+
+
 def noise(width, height, seed=0):
     return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(width * height * 3))
 
@@ -35,9 +54,9 @@ def user(text, image):
     return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
 
 
-def played(chat, num_rounds, row, image, turns):
+def played(chat, num_rounds, row, image, turns, coordinates="absolute"):
     """A rollout whose turns were written by hand; returns it with the conversation as messages of original images."""
-    template = RoundTemplate(PromptTemplate(), chat, "absolute")
+    template = RoundTemplate(PromptTemplate(), chat, coordinates)
     ids = [[*chat.tokenizer(text)["input_ids"], chat.end_of_turn_id] for text in turns]
     rollout = template.start(row, image, chat.fit(image), num_rounds)
     run_rounds([rollout], lambda contexts: [Sampled(ids[contexts[0].round - 1])], template, num_rounds)
@@ -53,6 +72,7 @@ def played(chat, num_rounds, row, image, turns):
 
 
 BOX = format_box((10, 20, 60, 80), (112, 84), "absolute", "card")
+RELATIVE_BOX = format_box((10, 20, 80, 80), (112, 84), "relative_1000", "card")
 ANSWER = "I see a cat. \\boxed{B}"
 
 
@@ -67,9 +87,12 @@ ANSWER = "I see a cat. \\boxed{B}"
     ],
 )
 @pytest.mark.parametrize("choices", [["a dog", "a cat"], None])
-def test_the_models_own_template_renders_the_same_conversation(chat, turns, choices):
-    row = {"id": "1", "question": "  What\nis there? é ", "choices": choices}
-    rollout, conversation = played(chat, len(turns), row, noise(400, 300), turns)
+def test_the_models_own_template_renders_the_same_conversation(family, family_chat, turns, choices):
+    chat, row = family_chat, {"id": "1", "question": "  What\nis there? é ", "choices": choices}
+    if family.coordinates == "relative_1000":
+        turns = [RELATIVE_BOX if "bbox_2d" in turn else turn for turn in turns]
+    rollout, conversation = played(chat, len(turns), row, noise(400, 300), turns, family.coordinates)
+    assert [box.ok for box in rollout.boxes] == ["bbox_2d" in turn for turn in turns[:-1]]
     rendered = chat.processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
     ids = rendered["input_ids"][0].tolist()
     end = len(ids) - ids[::-1].index(chat.end_of_turn_id)  # the template closes with a line break
@@ -108,7 +131,8 @@ def test_a_cached_text_still_expands_to_the_image_at_hand(chat):
 
 
 @pytest.mark.parametrize("size", [(400, 300), (300, 400), (112, 112), (111, 113), (20, 20), (1, 1), (56, 55)])
-def test_fit_is_the_processors_own_resize(chat, size):
+def test_fit_is_the_processors_own_resize(family_chat, size):
+    chat = family_chat
     image = noise(*size)
     fitted = chat.fit(image)
     theirs = chat.image_processor(images=[image], return_tensors="pt")
@@ -202,10 +226,15 @@ def test_every_shape_fits_where_the_cap_is_twice_the_least(tokens):
 
 
 @pytest.mark.parametrize("size", [(400, 300), (20, 700), (1, 1), (112, 112)])
-def test_image_tokens_are_the_models_features(chat, size):
+def test_image_tokens_are_the_models_features(family, family_chat, family_dir, size):
+    chat = family_chat
     fitted = chat.fit(noise(*size))
     grid = chat.image_processor(images=[fitted], return_tensors="pt")["image_grid_thw"][0]
     assert chat.image_tokens(fitted) == grid.prod().item() // 4
+    model = AutoModelForImageTextToText.from_pretrained(family_dir(family.model_type))
+    with torch.no_grad():
+        features = model.get_image_features(**chat.encode_images([fitted]))
+    assert len(features.pooler_output[0]) == chat.image_tokens(fitted)
 
 
 def test_an_image_that_occurs_twice_is_encoded_once(chat, monkeypatch):
@@ -279,6 +308,21 @@ def test_a_tokenizer_in_place_of_a_processor_is_refused(processor):
     message = r"The processor is a TokenizersBackend without an image processor.*AutoProcessor"
     with pytest.raises(ValueError, match=message.replace("TokenizersBackend", type(processor.tokenizer).__name__)):
         check_processor(processor.tokenizer)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "internvl", "smolvlm", "idefics3", "llama"])
+def test_other_families_are_refused_by_their_type(model_type):
+    reason = {"gemma3": "one square of 256 tokens", "internvl": "number of tiles", "llama": ""}
+    pattern = f"Models of type '{model_type}' are not supported \\('some/model'\\).*{reason.get(model_type, 'tiles')}"
+    with pytest.raises(ValueError, match=pattern + r".*\['qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe'\]"):
+        check_model_type(model_type, "some/model")
+
+
+def test_supported_families_pass():
+    for model_type in SUPPORTED_MODEL_TYPES:
+        check_model_type(model_type, "some/model")
+        assert resolve_coordinates("auto", model_type) in ("absolute", "relative_1000")
+    assert set(FAMILIES) <= set(SUPPORTED_MODEL_TYPES) and not set(OTHER_LAYOUTS) & set(SUPPORTED_MODEL_TYPES)
 
 
 def test_another_kind_of_image_processor_is_refused():

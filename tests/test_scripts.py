@@ -6,7 +6,16 @@ import pytest
 import yaml
 from commands import ROOT, environment, load_script
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3Config,
+    Idefics3Config,
+    InternVLConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    SmolVLMConfig,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from mgpo_trl import MGPOConfig, scripts
@@ -346,18 +355,24 @@ def test_a_bad_row_stops_before_the_model_loads(change, message, tiny_dir, my_da
         load_script("train").main(train_arguments(tiny_dir, my_data, tmp_path))
 
 
-def test_a_directory_that_is_no_vision_model_stops_before_the_weights_load(tiny_dir, my_data, tmp_path, no_weights):
-    from transformers import AutoTokenizer
-
-    text_model = tmp_path / "text"
-    AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(text_model)
-    settings = json.loads((text_model / "tokenizer_config.json").read_text())
-    settings.pop("processor_class", None)
-    (text_model / "tokenizer_config.json").write_text(json.dumps(settings))
-    (text_model / "config.json").write_text('{"model_type": "llama"}')
-    arguments = train_arguments(text_model, my_data, tmp_path)
-    with pytest.raises(ValueError, match="without an image processor: not a vision-language model"):
+@pytest.mark.parametrize("kind", [Gemma3Config, InternVLConfig, SmolVLMConfig, Idefics3Config, LlamaConfig])
+def test_another_family_stops_before_the_weights_load(kind, my_data, tmp_path, no_weights):
+    """From its configuration alone: there is nothing else in the directory."""
+    kind().save_pretrained(tmp_path / "model")
+    arguments = train_arguments(tmp_path / "model", my_data, tmp_path)
+    message = f"Models of type '{kind.model_type}' are not supported.*'qwen2_5_vl', 'qwen3_vl'"
+    with pytest.raises(ValueError, match=message):
         load_script("train").main(arguments)
+
+
+def test_a_directory_without_an_image_processor_stops_before_the_weights_load(
+    tiny_dir, my_data, tmp_path, no_weights, monkeypatch
+):
+    """`AutoProcessor` silently returns the tokenizer where it does not know the processor's class."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *args, **kwargs: tokenizer)
+    with pytest.raises(ValueError, match="without an image processor: not a vision-language model"):
+        load_script("train").main(train_arguments(tiny_dir, my_data, tmp_path))
 
 
 def test_a_missing_model_name_is_asked_for(my_data, tmp_path):

@@ -3,18 +3,21 @@ What `MGPOTrainer` overrides or relies on in TRL. A failure here after an upgrad
 change, adapt `mgpo_trainer.py`, then this file.
 """
 
+import importlib
 import inspect
 import re
 
 import pytest
 import trl
 from packaging.version import Version
+from PIL import Image
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
+from mgpo_trl.processing import OTHER_LAYOUTS
 from mgpo_trl.round_options import RoundOptions
 
 SIGNATURES = {
@@ -120,6 +123,38 @@ def test_images_of_later_turns_become_tensors():
     )
     for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images", "tool_mask", "advantages"):
         assert f'"{key}"' in text, f"the batch no longer has {key}"
+
+
+OTHER_FAMILIES = {
+    "gemma3": ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil", {"num_crops"}, (4, 3, 224, 224)),
+    "internvl": (
+        "got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil", {"num_patches"}, (4, 3, 384, 384)
+    ),
+    "smolvlm": ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil", set(), (1, 56, 3, 364, 364)),
+    "idefics3": ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil", set(), (1, 56, 3, 364, 364)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHER_LAYOUTS)
+def test_why_other_image_layouts_are_refused(family):
+    """
+    Where images join during the rollout, TRL calls the image processor with the images of the whole batch and hands
+    everything that it returns to the log-probability pass. For Gemma 3 and InternVL that is an argument which the pass
+    does not have; for SmolVLM and Idefics3 it is one row for the whole batch, which it cuts by sample. A failure here
+    means that TRL or transformers may carry the family now.
+    """
+    source_of_images = source(GRPOTrainer._generate_and_score_completions)
+    assert 'self.processing_class.image_processor(images=flat_images, return_tensors="pt")' in source_of_images
+    assert "forward_kwargs = dict(image_inputs)" in source_of_images
+    module, name, refused, shape = OTHER_FAMILIES[family]
+    processor = getattr(importlib.import_module(f"transformers.models.{module}"), name)()
+    images = [Image.new("RGB", size) for size in ((400, 200), (60, 60), (300, 300), (50, 80))]  # of two samples
+    output = processor(images=images, return_tensors="pt")
+    taken = set(parameters(GRPOTrainer._get_per_token_logps_and_entropies))
+    assert set(output) - taken == refused and tuple(output["pixel_values"].shape) == shape
+    assert refused or (len(output["pixel_values"]) == 1 and "pixel_values[start:end]" in source(
+        GRPOTrainer._get_per_token_logps_and_entropies
+    ))  # fmt: skip
 
 
 def test_the_loss_reads_the_mask_that_we_put_there():

@@ -25,11 +25,12 @@ BOX_KEYS = ("bbox_2d", "bbox", "box")
 # Deeper objects are not read, which makes reading linear: no character is decoded in more than this many objects.
 MAX_OBJECT_DEPTH = 32
 
-_MODEL_COORDINATES = {
+MODEL_COORDINATES = {
     "qwen2_5_vl": "absolute",
     "qwen3_vl": "relative_1000",
     "qwen3_vl_moe": "relative_1000",
 }
+"""How each supported model family writes boxes, by `model_type`."""
 
 
 class BoxStatus(StrEnum):
@@ -92,13 +93,13 @@ def resolve_coordinates(coordinates: str, model_type: str | None = None) -> str:
         raise ValueError(f"`coordinates` must be one of {list(COORDINATES)}, got {coordinates!r}.")
     if coordinates != "auto":
         return coordinates
-    if model_type not in _MODEL_COORDINATES:
+    if model_type not in MODEL_COORDINATES:
         raise ValueError(
-            f"`coordinates='auto'` knows the model types {sorted(_MODEL_COORDINATES)}, got {model_type!r}. Pass "
+            f"`coordinates='auto'` knows the model types {sorted(MODEL_COORDINATES)}, got {model_type!r}. Pass "
             "`coordinates='absolute'` for a model that writes pixels of the image it sees, or "
             "`coordinates='relative_1000'` for one that writes 0 to 1000 along each side."
         )
-    return _MODEL_COORDINATES[model_type]
+    return MODEL_COORDINATES[model_type]
 
 
 def parse_box(

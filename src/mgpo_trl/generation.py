@@ -2,7 +2,8 @@
 
 import torch
 
-from .processing import VisionChat, vision_token_ids
+from .adapters import adapter_base, is_adapter, is_quantized
+from .processing import VisionChat, check_model_type, check_processor, vision_token_ids
 from .rollout import Context, Sampled
 
 
@@ -82,6 +83,9 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
     """
     Load a model directory or Hub id, or a LoRA adapter on its base model, with its processor.
 
+    The adapter becomes part of the weights, unless the base model is stored in 4 or 8 bits: rounding the sum to those
+    would move the model by more than the adapter does, so there it stays beside them.
+
     Args:
         path (`str`): Directory or Hub id of a full model, or of an adapter (it has an `adapter_config.json`).
         base_model (`str`, *optional*): Base of the adapter; the one that it names when not given.
@@ -90,24 +94,43 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
 
     Returns:
         `tuple`: (model in evaluation mode, processor).
+
+    Raises:
+        ValueError: The model is not of a supported family; no weights were loaded.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from .processing import check_processor
+    adapter = path if is_adapter(path) else None
+    name, revision = (path, None) if adapter is None else (base_model, None) if base_model else adapter_base(path)
+    check_model_type(AutoConfig.from_pretrained(name, revision=revision).model_type, name)
+    processor = _load_processor(path, name, revision)
+    model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    if not is_quantized(model):  # those are on their device, and can not be moved
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        model = model.to(device or accelerator)
+    return model.eval(), processor
 
-    is_adapter = _has_file(path, "adapter_config.json")
-    if is_adapter:
-        from peft import PeftConfig, PeftModel
 
-        base_model = base_model or PeftConfig.from_pretrained(path).base_model_name_or_path
-    has_processor = not is_adapter or _has_file(path, "tokenizer_config.json")
-    processor = AutoProcessor.from_pretrained(path if has_processor else base_model, padding_side="left")
+def _load_processor(path: str, model_name: str, revision: str | None):
+    """The processor in `path`, or the base model's where an adapter was saved without one."""
+    from transformers import AutoProcessor
+
+    if is_adapter(path) and not _has_file(path, "tokenizer_config.json"):
+        path = model_name
+    processor = AutoProcessor.from_pretrained(
+        path, revision=revision if path == model_name else None, padding_side="left"
+    )
     check_processor(processor)
-    model = AutoModelForImageTextToText.from_pretrained(base_model if is_adapter else path, dtype=dtype)
-    if is_adapter:
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device or accelerator).eval(), processor
+    return processor
+
+
+def _with_adapter(model, adapter: str):
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, adapter)
+    return adapted if is_quantized(model) else adapted.merge_and_unload()
 
 
 def _has_file(path: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 from datasets import Image as ImageFeature
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
@@ -15,12 +15,13 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .packing import grouped_order, install_packed_attention, reorder
-from .processing import check_processor, vision_token_ids
+from .processing import check_model_type, check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import (
     Context,
@@ -58,7 +59,7 @@ class MGPOTrainer(GRPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
-            A vision-language model of the Qwen-VL family.
+            A vision-language model of the Qwen-VL family, or the directory of a LoRA adapter to train further.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             As in [`~trl.GRPOTrainer`]; [`~mgpo_trl.rewards.accuracy_reward`] is the paper's reward.
         args ([`MGPOConfig`], *optional*):
@@ -72,8 +73,8 @@ class MGPOTrainer(GRPOTrainer):
             configuration's, so that a saved checkpoint carries it, and its padding to the left.
 
     Raises:
-        ValueError: The dataset lacks a column, the processor is not of a supported family, `coordinates="auto"` does
-            not know the model family, or `tools`, `rollout_func` or `environment_factory` is given.
+        ValueError: The dataset lacks a column, the model is not of a supported family, or `tools`, `rollout_func` or
+            `environment_factory` is given.
     """
 
     _tag_names = ["trl", "mgpo"]
@@ -101,6 +102,10 @@ class MGPOTrainer(GRPOTrainer):
     ):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
+        if isinstance(model, str) and is_adapter(model):
+            model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
+            model_name = model.config._name_or_path
+        _check_family(model, model_name, args)
         prompts = load_prompts(args.prompts_file)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(
@@ -122,6 +127,9 @@ class MGPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        # Asked once: while a reference pass has the adapter disabled, none of its weights requires a gradient.
+        self._tower_is_frozen = is_vision_frozen(self.model)
+        stop_gradients_at_frozen_vision(self.model)
         self.conversation = Conversation.from_config(args, prompts)
         self.template = self.conversation.template(
             processing_class, self.model.config.model_type, end_ids=self.eos_token_ids
@@ -433,8 +441,7 @@ class MGPOTrainer(GRPOTrainer):
         """Facts of the rollouts that were just generated, for the passes before the first update."""
         turn_ids = pad_turn_ids([flatten(rollout).turn_ids for rollout in self._rollouts], columns, device)
         features = None
-        tower = self._bare_model(self.model).base_model.visual
-        if self.args.encode_once and not any(parameter.requires_grad for parameter in tower.parameters()):
+        if self.args.encode_once and self._tower_is_frozen:
             with self.accelerator.autocast():
                 features = [self._features(rollout.images) for rollout in self._rollouts]
         numbers: dict = {}
@@ -517,8 +524,14 @@ class MGPOTrainer(GRPOTrainer):
         self.conversation.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if not self._load_full_weights(resume_from_checkpoint, self.model if model is None else model):
+        live = self.model if model is None else model
+        if not self._load_full_weights(resume_from_checkpoint, live):
+            # Loading turns adapters into fp32, also those on 4-bit weights, which TRL trains in bf16.
+            dtypes = {name: value.dtype for name, value in live.named_parameters() if value.requires_grad}
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            for name, dtype in dtypes.items():
+                parameter = live.get_parameter(name)
+                parameter.data = parameter.data.to(dtype)
 
     def _load_best_model(self):
         if not self._load_full_weights(self.state.best_model_checkpoint, self.model):
@@ -550,6 +563,16 @@ def _check_arguments(arguments: dict) -> None:
                 f"`{name}` has no place in `MGPOTrainer`, which plays the rounds itself; got {arguments[name]!r}. "
                 "Leave it out, or use TRL's `GRPOTrainer`."
             )
+
+
+def _check_family(model, model_name: str, args: MGPOConfig) -> None:
+    """Before any weights load: a path is judged by its configuration alone."""
+    config = getattr(model, "config", None) or AutoConfig.from_pretrained(
+        model_name,
+        revision=(args.model_init_kwargs or {}).get("revision"),
+        trust_remote_code=args.trust_remote_code,
+    )
+    check_model_type(config.model_type, model_name)
 
 
 def _check_length(dataset, args: MGPOConfig) -> None:

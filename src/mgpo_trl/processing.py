@@ -10,14 +10,25 @@ from functools import lru_cache
 
 from PIL import Image
 
+from .boxes import MODEL_COORDINATES
 from .geometry import MAX_ASPECT
 
-SUPPORTED_MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+SUPPORTED_MODEL_TYPES = tuple(sorted(MODEL_COORDINATES))
+OTHER_LAYOUTS = {
+    "gemma3": "it shows every image, whatever its shape, as one square of 256 tokens",
+    "idefics3": "it pads the images of a whole batch to one block of tiles",
+    "internvl": "it cuts an image into a varying number of tiles",
+    "smolvlm": "it pads the images of a whole batch to one block of tiles",
+}
+"""
+Families that are refused for how they lay out images, and why. TRL does not carry an image that joins during the
+rollout for any of them; `tests/test_trl_seams.py` has the measurements.
+"""
 
 
 class VisionChat:
     """
-    Tokenization of turns and sizing of images for the Qwen-VL family; implements [`~mgpo_trl.rollout.Chat`].
+    Tokenization of turns and sizing of images for the Qwen-VL families; implements [`~mgpo_trl.rollout.Chat`].
 
     Parameters:
         processor ([`~transformers.ProcessorMixin`]):
@@ -217,6 +228,26 @@ def check_processor(processor) -> None:
             f"{type(image_processor).__name__} does not show an image as a grid of merged patches. Supported model "
             f"types: {list(SUPPORTED_MODEL_TYPES)}."
         )
+
+
+def check_model_type(model_type: str, name: str) -> None:
+    """
+    Refuse a model family that the round conversation can not be played with.
+
+    Args:
+        model_type (`str`): `model_type` of the model's configuration.
+        name (`str`): Name of the model, for the message.
+
+    Raises:
+        ValueError: Not one of [`SUPPORTED_MODEL_TYPES`]; the message lists them.
+    """
+    if model_type in SUPPORTED_MODEL_TYPES:
+        return
+    reason = f": {OTHER_LAYOUTS[model_type]}" if model_type in OTHER_LAYOUTS else ""
+    raise ValueError(
+        f"Models of type {model_type!r} are not supported ('{name}'){reason}. Supported are vision-language models of "
+        f"the types {list(SUPPORTED_MODEL_TYPES)}, for example Qwen/Qwen2.5-VL-3B-Instruct."
+    )
 
 
 def vision_token_ids(config) -> list[int]:

@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .adapters import (
+    LORA_ON,
+    check_adapter_options,
+    is_adapter,
+    load_trainable,
+    lora_config,
+    quantization_config,
+)
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
@@ -54,6 +62,17 @@ class MGPOScriptArguments:
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
         metadata={"help": f"Reward functions: {', '.join(REWARDS)}, or a dotted import path."},
+    )
+    lora_on: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that a new LoRA adapter goes on. Unset: `language`; the vision tower stays as it is.",
+            "choices": list(LORA_ON),
+        },
+    )
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": "LoRA adapter that training goes on from, on `--model_name_or_path` or its own base model."},
     )
 
 
@@ -179,7 +198,8 @@ def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]
 
 def is_builtin_run(script_args: MGPOScriptArguments, model_args) -> bool:
     """Whether to train the built-in model on its task: no model was named."""
-    return script_args.dataset_name.startswith(BUILTIN_PREFIX) and model_args.model_name_or_path is None
+    named = model_args.model_name_or_path or script_args.adapter
+    return script_args.dataset_name.startswith(BUILTIN_PREFIX) and named is None
 
 
 def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRows, LoadedRows | None]:
@@ -217,15 +237,13 @@ def build_trainer(
     Raises:
         ValueError: No model was named, or a reward function or the checkpoint to resume from was not found.
     """
-    from trl import get_peft_config, get_quantization_config
-
     from .builtin.tiny import register_processor
     from .mgpo_trainer import MGPOTrainer
 
     register_processor()  # a model that the built-in run saved may be trained on
-    if model_args.model_name_or_path is None:
-        raise ValueError("No model was named. Give `--model_name_or_path`, for example Qwen/Qwen2.5-VL-3B-Instruct.")
+    name, adapter = starting_point(script_args, model_args)
     resume_point(args)
+    check_adapter_options(model_args, script_args.lora_on, adapter)
     reward_funcs = resolve_rewards(script_args.reward_funcs)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -234,15 +252,37 @@ def build_trainer(
         **(args.model_init_kwargs or {}),
     }
     write_training_record(script_args, args, model_args, train.bad_rows)
+    quantization = quantization_config(model_args)
+    options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
+    if adapter is not None:
+        options = {}
+        name = load_trainable(adapter, args, name, quantization)
     return MGPOTrainer(
-        model_args.model_name_or_path,
+        name,
         reward_funcs,
         args,
         train_dataset=train.dataset,
         eval_dataset=None if evaluation is None else evaluation.dataset,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+        **options,
     )
+
+
+def starting_point(script_args: MGPOScriptArguments, model_args) -> tuple[str | None, str | None]:
+    """
+    Base model and adapter that training starts from: (model, `None`), (model, adapter), or (`None`, adapter) where the
+    adapter says what it belongs to.
+
+    Raises:
+        ValueError: Neither was named, or two adapters.
+    """
+    name, adapter = model_args.model_name_or_path, script_args.adapter
+    if name is None and adapter is None:
+        raise ValueError("No model was named. Give `--model_name_or_path`, for example Qwen/Qwen2.5-VL-3B-Instruct.")
+    if name is None or not is_adapter(name):
+        return name, adapter
+    if adapter is not None:
+        raise ValueError(f"Both '{name}' and '{adapter}' are adapters. Name the base model in `--model_name_or_path`.")
+    return None, name
 
 
 def write_training_record(script_args: MGPOScriptArguments, args, model_args, bad_rows: list[dict]) -> None:
