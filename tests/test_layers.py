@@ -11,7 +11,8 @@ SRC = Path(__file__).parents[1] / "src" / "mgpo_trl"
 
 LAYERS = {  # a module imports from its own package or from lower layers only
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
-    "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
+    "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1, "launch_checks": 1,
+    "out_of_memory": 1,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "mgpo_trainer": 3, "evaluation": 3,
     "builtin": 4,
@@ -22,6 +23,7 @@ SIBLINGS = {("mgpo_config", "round_options"), ("builtin.__main__", "builtin.run"
 """Pairs inside one layer, in the only direction that they go."""
 NO_TORCH = ["boxes", "geometry", "images", "prompts", "answers", "records", "rollout", "rewards", "viewer", "data"]
 NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "scripts"]
+NO_TORCH += ["launch_checks", "out_of_memory"]
 
 
 def key_of(module):
