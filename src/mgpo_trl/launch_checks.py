@@ -29,12 +29,9 @@ def check_launch(args, *, environment: Mapping[str, str] | None = None) -> None:
         ValueError: Fact, value received, and what to do instead.
     """
     environment = os.environ if environment is None else environment
-    for problem in (
-        *_process_problems(args, environment),
-        *_sharding_problems(args, environment),
-        *_engine_problems(args),
-    ):
-        raise ValueError(problem)
+    for check in (_process_problems, _sharding_problems, _engine_problems):
+        for problem in check(args, environment):
+            raise ValueError(problem)
 
 
 def _process_problems(args, environment: Mapping[str, str]) -> Iterator[str]:
