@@ -11,10 +11,11 @@ SRC = Path(__file__).parents[1] / "src" / "mgpo_trl"
 
 LAYERS = {  # a module imports from its own package or from lower layers only
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
-    "points": 0,
+    "points": 0, "layouts": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1, "adapters": 1,
-    "gallery": 2, "layouts": 0, "memory": 2,
+    "launch_checks": 1, "out_of_memory": 1,
+    "gallery": 2, "memory": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "evaluation": 3, "merging": 3,
@@ -42,6 +43,8 @@ NO_TORCH = [
     "viewer",
     "data",
     "image_loading",
+    "launch_checks",
+    "out_of_memory",
 ]
 NO_TORCH += ["processing", "adapters", "layouts", "rollout_metrics", "round_options", "conversation", "evaluation"]
 NO_TORCH += ["gallery", "scripts"]

@@ -36,6 +36,7 @@ SIGNATURES = {
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
     "_save": ["output_dir", "state_dict"],
+    "_save_rng_state": ["output_dir"],
 }  # fmt: skip
 LOGPS = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 LOGPS_IMAGES = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig
 
+from .launch_checks import batch_hint
 from .round_options import RoundOptions
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ class MGPOConfig(RoundOptions, GRPOConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True
             self.bf16 = False if self.bf16 is None else self.bf16
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(f"{error}{batch_hint(self, error)}") from error
         self.check_rounds()
         self._check_inherited()
         self._check_save_steps()

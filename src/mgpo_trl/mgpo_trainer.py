@@ -2,8 +2,8 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from datasets import Image as ImageFeature
@@ -18,8 +18,10 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
+from .launch_checks import check_launch
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
+from .out_of_memory import Load, memory_advice
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_model_type, check_processor, vision_token_ids
 from .prompts import load_prompts
@@ -73,8 +75,8 @@ class MGPOTrainer(GRPOTrainer):
             configuration's, so that a saved checkpoint carries it, and its padding to the left.
 
     Raises:
-        ValueError: The dataset lacks a column, the model is not of a supported family, or `tools`, `rollout_func` or
-            `environment_factory` is given.
+        ValueError: The launch can not do what it was asked for, the dataset lacks a column, the model is not of a
+            supported family, or `tools`, `rollout_func` or `environment_factory` is given.
     """
 
     _tag_names = ["trl", "mgpo"]
@@ -102,6 +104,7 @@ class MGPOTrainer(GRPOTrainer):
     ):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
+        check_launch(args)
         if isinstance(model, str) and is_adapter(model):
             model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
             model_name = model.config._name_or_path
@@ -161,6 +164,8 @@ class MGPOTrainer(GRPOTrainer):
             and not self.aux_loss_enabled
             and all(map(install_packed_attention, models))
         )
+        self._in_hand: tuple[str, list[Load]] | None = None
+        self._keep_used_names()
         self._suppress_vision_tokens()
         self._shares_prefix = args.share_prefix and self._can_share_prefix()
         self._features: ImageFeatures | None = None
@@ -235,6 +240,7 @@ class MGPOTrainer(GRPOTrainer):
             if facts.features is not None:
                 output["image_features"] = facts.features
         weights = self._token_weights(output["turn_ids"])
+        output["loads"] = [_load(rollout) for rollout in self._rollouts]
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
         self._rollouts, self._features, self._sampler, self._crops = [], None, None, None
@@ -257,6 +263,7 @@ class MGPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """Each round has its own budget of tokens; everything else is TRL's."""
+        self._in_hand = (f"generating round {self._round}", [_load(rollout) for rollout in self._rollouts])
         budget = self.args.token_budgets[self._round - 1]
         if self._shares_prefix:
             return self._generate_shared(prompt_ids, images), None
@@ -464,12 +471,35 @@ class MGPOTrainer(GRPOTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _compute_loss(self, model, inputs):
+        self._in_hand = ("computing the loss", inputs["loads"])
         weights = self._token_weights(inputs["turn_ids"])
         self._facts = self._facts_of_batch(inputs)
         loss = super()._compute_loss(model, {**inputs, "tool_mask": weights})
         self._facts = None
         self._log_turns(inputs)
         return loss
+
+    # Memory
+
+    def training_step(self, *args, **kwargs):
+        with self._telling_memory():
+            return super().training_step(*args, **kwargs)
+
+    def prediction_step(self, *args, **kwargs):
+        with self._telling_memory():
+            return super().prediction_step(*args, **kwargs)
+
+    @contextmanager
+    def _telling_memory(self) -> Iterator[None]:
+        """An out-of-memory error says what ran, with which sample, and what to lower."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self._in_hand is None:
+                raise
+            raise torch.OutOfMemoryError(f"{memory_advice(*self._in_hand, self.args)} ({error})") from error
+        finally:
+            self._in_hand = None
 
     # Metrics
 
@@ -520,8 +550,33 @@ class MGPOTrainer(GRPOTrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         """Every saved model carries its conversation, so that evaluation and inference ask it as it was trained."""
-        super()._save(output_dir, state_dict)
-        self.conversation.save(output_dir or self.args.output_dir)
+        super()._save(output_dir, self._without_copies(state_dict))
+        if self.args.should_save:
+            self.conversation.save(output_dir or self.args.output_dir)
+
+    def _save_rng_state(self, output_dir):
+        """
+        The last file of every process. Waiting for all of them leaves the trainer's state, which the first process
+        writes next, the last file of a checkpoint: where it is missing, a process died while saving.
+        """
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_used_names(self) -> None:
+        """
+        Under ZeRO-3, transformers keeps every rule that could have renamed a weight on loading, not only those that
+        did, and undoes all of them on saving: the names would be those of no published checkpoint.
+        """
+        rules = getattr(self.model, "_weight_conversions", None)
+        if rules is not None:
+            self.model._weight_conversions = [rule for rule in rules if rule.was_used()]
+
+    def _without_copies(self, state_dict: dict | None) -> dict | None:
+        """DeepSpeed and FSDP gather tied weights as separate tensors: leave out those that others stand for."""
+        if state_dict is None:
+            return None
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or {}
+        return {name: value for name, value in state_dict.items() if tied.get(name) not in state_dict}
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         live = self.model if model is None else model
@@ -550,6 +605,10 @@ class MGPOTrainer(GRPOTrainer):
         saved = type(model).from_pretrained(directory, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
         return True
+
+
+def _load(rollout: Rollout) -> Load:
+    return Load(rollout.id, len(flatten(rollout).ids), tuple(image.size for image in rollout.images))
 
 
 def _crop_tool() -> None:

@@ -20,6 +20,7 @@ from .adapters import (
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
+from .launch_checks import check_launch, check_resume
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
 REWARDS = {
@@ -240,6 +241,7 @@ def build_trainer(
     from .builtin.tiny import register_processor
     from .mgpo_trainer import MGPOTrainer
 
+    check_launch(args)
     register_processor()  # a model that the built-in run saved may be trained on
     name, adapter = starting_point(script_args, model_args)
     resume_point(args)
@@ -313,8 +315,15 @@ def resume_point(args) -> str | None:
     output directory that is whole.
 
     Raises:
-        ValueError: There is no such checkpoint.
+        ValueError: There is no such checkpoint, or this launch can not read it.
     """
+    directory = _named_checkpoint(args)
+    if directory is not None:
+        check_resume(directory, args)
+    return directory
+
+
+def _named_checkpoint(args) -> str | None:
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() in ("false", "none", "no"):
         return None
@@ -332,7 +341,7 @@ def resume_point(args) -> str | None:
 
 
 def _whole_checkpoints(output_dir: str) -> list[str]:
-    """Oldest first. The state is what Trainer writes last: where it is missing, the run was killed while saving."""
+    """Oldest first. The state is written last, after the files of every process: without it the run died saving."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")

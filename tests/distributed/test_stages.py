@@ -1,0 +1,130 @@
+"""
+Every file of `ds_configs/` trains what one process trains: the same rollouts, rewards, losses and weights.
+
+Tolerances: losses 1e-6 and weights 2e-6 absolute, gradient norms 2e-5 relative, a few times what was measured. Metrics
+that TRL averages over micro-batches (entropy, KL) depend on which rollouts share one, and are left out; the KL is part
+of the loss.
+"""
+
+import json
+from itertools import chain
+
+import pytest
+from cases import CASES
+from launching import CONFIGS, config_of, launch, launch_two_nodes, results
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+
+from mgpo_trl.conversation import Conversation
+
+pytestmark = pytest.mark.slow
+STAGES = {
+    "multi_gpu": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "fsdp2": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "zero1": ("full",),
+    "zero2": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "zero2_offload": ("full",),
+    "zero3": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "zero3_offload": ("full", "adapter"),
+    "zero3_two_nodes": ("adapter",),
+}
+ENGINES = {"MULTI_GPU": "MULTI_CPU", "DEEPSPEED": "DEEPSPEED", "FSDP": "FSDP"}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_dir, tmp_path_factory):
+    """What one process plays: `alone(case)` gives its directory and result."""
+    played = {}
+
+    def play(case):
+        if case not in played:
+            directory = tmp_path_factory.mktemp("alone") / case
+            played[case] = directory, CASES[case](tiny_dir, directory)
+        return played[case]
+
+    return play
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def stage(request, tiny_dir, tmp_path_factory):
+    """The name of a file, the directory of its launch, and what each of the two processes says."""
+    directory = tmp_path_factory.mktemp(request.param)
+    start = launch_two_nodes if config_of(request.param)["num_machines"] > 1 else launch
+    done = start(request.param, tiny_dir, directory, *STAGES[request.param])
+    assert done.code == 0, done.output
+    return request.param, directory, results(directory)
+
+
+def test_every_file_is_launched():
+    assert set(CONFIGS) == set(STAGES)
+
+
+def test_the_processes_are_those_asked_for_and_shard_what_they_should(stage):
+    name, _, ranks = stage
+    for result in chain.from_iterable(case.values() for rank in ranks for case in rank.values() if case):
+        assert result["processes"] == 2 and result["engine"] == ENGINES[config_of(name)["distributed_type"]]
+    for case in set(STAGES[name]) - {"four_bit", "train_script"}:
+        for result in ranks[0][case].values():
+            assert result["sharded"] == (result["parameters"] if name.startswith(("zero3", "fsdp2")) else 0)
+
+
+def test_they_play_what_one_process_plays(stage, alone):
+    name, _, ranks = stage
+    for case in {"full", "adapter", "four_bit"} & set(STAGES[name]):
+        for run, wanted in alone(case)[1].items():
+            together = [rank[case][run] for rank in ranks]
+            played = sorted(chain.from_iterable(result["played"] for result in together), key=lambda p: p["place"])
+            assert played == wanted["played"] and len({p["reward"] for p in played}) > 1
+            for result in together:
+                compare(result["logs"], wanted["logs"], 2e-5 if case != "four_bit" else 1e-2)
+
+
+def compare(logs, wanted, rel):
+    assert [log["loss"] for log in logs] == pytest.approx([log["loss"] for log in wanted], abs=1e-6, rel=0)
+    assert [log["grad_norm"] for log in logs] == pytest.approx([log["grad_norm"] for log in wanted], rel=rel)
+    for name in ("reward", "reward_std", "grounding/valid_ratio", "turn1/length", "turn2/length"):
+        assert [log[name] for log in logs] == pytest.approx([log[name] for log in wanted], rel=1e-6), name
+
+
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(stage):
+    name, _, ranks = stage
+    for case in {"full", "adapter"} & set(STAGES[name]):
+        for rank in ranks:
+            whole, resumed = rank[case]["whole"], rank[case]["resumed"]
+            last = [play for play in whole["played"] if play["place"][0] == 2]
+            assert len(resumed["logs"]) == 3 and resumed["played"] == last
+            compare(resumed["logs"], whole["logs"], 1e-5)
+
+
+def test_the_saved_model_is_that_of_one_process(stage, alone):
+    name, directory, _ = stage
+    for case in {"full", "adapter"} & set(STAGES[name]):
+        file = "model.safetensors" if case == "full" else SAFETENSORS_WEIGHTS_NAME
+        for part in ("final", "whole/checkpoint-2"):
+            ours, theirs = (load_file(path / part / file) for path in (directory / case, alone(case)[0]))
+            assert ours.keys() == theirs.keys()
+            for weight in ours:
+                assert (ours[weight] - theirs[weight]).abs().max() < 2e-6, weight
+            assert Conversation.load(directory / case / part).num_rounds == 2
+
+
+def test_lopsided_processes_do_not_wait_for_each_other(stage):
+    """No box and one token on the first process, boxes and whole budgets on the second; sharded ones step together."""
+    name, _, ranks = stage
+    if "lopsided" not in STAGES[name]:
+        return
+    for run in ("gather True", "gather False"):
+        first, second = (rank["lopsided"][run] for rank in ranks)
+        assert len(first["logs"]) == 2 and second["forwards"] == [24, 8, 24, 8]
+        assert first["forwards"] == ([24, 8, 24, 8] if second["sharded"] else [1, 1, 1, 1])
+        for log, other in zip(first["logs"], second["logs"], strict=True):
+            assert log["loss"] == other["loss"] and log["grounding/valid_ratio"] == 0.5
+
+
+def test_the_script_trains_and_saves(stage):
+    name, directory, _ = stage
+    if "train_script" in STAGES[name]:
+        saved = directory / "train_script"
+        assert (saved / "model.safetensors").exists()
+        record = json.loads((saved / "run.json").read_text())
+        assert record["num_rounds"] == 2
