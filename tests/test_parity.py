@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from mgpo_trl.adapters import quantization_config, target_modules
 from mgpo_trl.boxes import format_box
-from mgpo_trl.mgpo_trainer import SHARED_FAMILIES
+from mgpo_trl.processing import SHARED_FAMILIES
 
 TOLERANCE = 1e-4
 VIEW_SIZES = [(112, 56), (56, 112), (84, 84), (84, 56)]  # of the rows in `photos`

@@ -202,16 +202,16 @@ def test_the_trainer_shares_and_falls_back(make_trainer, photos):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
-def test_log_probabilities_of_the_sampler_equal_those_of_the_loss(make_trainer, photos, monkeypatch, lora):
-    """The sampler's own logits, caught where it chooses, against the packed loss pass."""
+def test_log_probabilities_of_the_sampler_equal_those_of_the_loss(make_trainer, photos, lora):
+    """The sampler's own, kept where it chooses, against the packed loss pass."""
     kwargs = (
         {"peft_config": LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)} if lora else {}
     )
     trainer = make_trainer(
         Dataset.from_list(photos), per_device_train_batch_size=8, num_generations=2, round_token_budgets=[12, 8],
-        min_box_side=1, kwargs=kwargs,
+        min_box_side=1, temperature=0.8, kwargs=kwargs,
     )  # fmt: skip
-    caught = catch_logps(monkeypatch)
+    trainer._keeps_logprobs = True
     trainer.model.train()
     batch = trainer._generate_and_score_completions(group_rows(photos, 2))
     trainer._facts = trainer._facts_of_batch(batch)
@@ -225,33 +225,10 @@ def test_log_probabilities_of_the_sampler_equal_those_of_the_loss(make_trainer, 
             compute_entropy=True,
             **{name: batch[name] for name in names},
         )
-    for row in range(8):
-        expected = torch.tensor([logp for rounds in caught for logp in rounds[row]])
-        assert (logps[row][batch["turn_ids"][row] > 0] - expected).abs().max() < 1e-4
+    sampled = batch["turn_ids"] > 0
+    assert (batch["sampling_per_token_logps"][sampled] < 0).all()
+    assert (logps - batch["sampling_per_token_logps"])[sampled].abs().max() < 1e-4
     assert (entropies[batch["turn_ids"] > 0] > 0).all() and (entropies[batch["turn_ids"] == 0] == 0).all()
-
-
-def catch_logps(monkeypatch):
-    """For each round a list of rows with the log-probability of every token that was chosen."""
-    from mgpo_trl.shared_prefix import _Decoding
-
-    rounds, choose, start = [], _Decoding._choose, _Decoding.__init__
-
-    def starting(self, sampler, rows, logits):
-        rounds.append([[] for _ in rows])
-        start(self, sampler, rows, logits)
-
-    def choosing(self):
-        token = choose(self)
-        logps = self.logits.float().log_softmax(-1)
-        for place, (number, ended) in enumerate(zip(self.numbers.tolist(), self.ended.tolist(), strict=True)):
-            if not ended:
-                rounds[-1][number].append(logps[place, token[place]].item())
-        return token
-
-    monkeypatch.setattr(_Decoding, "__init__", starting)
-    monkeypatch.setattr(_Decoding, "_choose", choosing)
-    return rounds
 
 
 def test_crops_are_cut_by_threads_while_others_sample(make_trainer, photos, monkeypatch):

@@ -23,7 +23,7 @@ from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weig
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
 from .packing import grouped_order, install_packed_attention, reorder
-from .processing import check_model_type, check_processor, vision_token_ids
+from .processing import SHARED_FAMILIES, check_model_type, check_processor, vision_token_ids
 from .prompts import load_prompts
 from .rollout import (
     Context,
@@ -40,9 +40,6 @@ from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
 from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
-
-SHARED_FAMILIES = ("qwen2_5_vl",)
-"""Model types that share prefixes, packed rows and vision features; others take TRL's own passes."""
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -170,6 +167,7 @@ class MGPOTrainer(GRPOTrainer):
         self._shares_prefix = args.share_prefix and self._can_share_prefix()
         self._features: ImageFeatures | None = None
         self._sampler: SharedPrefixSampler | None = None
+        self._keeps_logprobs = False  # those of the sampler are wanted only where they are compared with the loss
         self._crops: Crops | None = None
 
     def _can_share_prefix(self) -> bool:
@@ -266,7 +264,7 @@ class MGPOTrainer(GRPOTrainer):
         self._in_hand = (f"generating round {self._round}", [_load(rollout) for rollout in self._rollouts])
         budget = self.args.token_budgets[self._round - 1]
         if self._shares_prefix:
-            return self._generate_shared(prompt_ids, images), None
+            return self._generate_shared(prompt_ids, images)
         if self.use_vllm:
             self.vllm_generation.max_completion_length = budget
         else:
@@ -274,7 +272,7 @@ class MGPOTrainer(GRPOTrainer):
             self.generation_kwargs["max_new_tokens"] = budget
         return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
 
-    def _generate_shared(self, prompt_ids, images) -> list[list[int]]:
+    def _generate_shared(self, prompt_ids, images) -> tuple[list[list[int]], list[list[float]] | None]:
         contexts = [Context(*one, self._round) for one in zip(prompt_ids, images, strict=True)]
         with (
             profiling_context(self, "shared_prefix.generate"),
@@ -292,8 +290,10 @@ class MGPOTrainer(GRPOTrainer):
                     self.args.token_budgets,
                     self._features,
                     on_end=self._begin_crop,
+                    keep_logprobs=self._keeps_logprobs,
                 )
-            return [sampled.ids for sampled in self._sampler(contexts)]
+            sampled = self._sampler(contexts)
+        return [one.ids for one in sampled], [one.logprobs for one in sampled] if self._keeps_logprobs else None
 
     def _begin_crop(self, place: int, ids: list[int]) -> None:
         """A rollout has named its region while others still sample: a worker thread cuts it."""

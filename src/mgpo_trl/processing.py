@@ -14,6 +14,8 @@ from .boxes import MODEL_COORDINATES
 from .geometry import MAX_ASPECT
 
 SUPPORTED_MODEL_TYPES = tuple(sorted(MODEL_COORDINATES))
+SHARED_FAMILIES = ("qwen2_5_vl",)
+"""Model types that share prefixes, packed rows and vision features; others take TRL's own passes."""
 OTHER_LAYOUTS = {
     "gemma3": "it shows every image, whatever its shape, as one square of 256 tokens",
     "idefics3": "it pads the images of a whole batch to one block of tiles",

@@ -32,6 +32,8 @@ from .rollout import Context, Sampled
 
 PREFILL_TOKENS = 16_384
 """Most tokens of one prefill call."""
+IMAGES_AT_ONCE = 16
+"""Most images that the vision tower encodes in one call."""
 MOST_PADDING = 1 / 8
 """Share of padding from which a prefill call is split by length."""
 COMPACT_BELOW = 3 / 4
@@ -123,7 +125,9 @@ class SharedPrefixSampler:
         token_budgets,
         features: "ImageFeatures",
         on_end: Callable[[int, list[int]], None] | None = None,
+        keep_logprobs: bool = False,
     ):
+        self.keep_logprobs = keep_logprobs
         self.on_end = on_end or (lambda place, ids: None)
         self.model, self.chat, self.config = model, chat, config
         self.token_budgets, self.features = list(token_budgets), features
@@ -146,7 +150,8 @@ class SharedPrefixSampler:
         decoding.run(self.token_budgets[number - 1])
         if self.keeps:
             self._cached = decoding.cached()
-        return [Sampled(ids) for ids in decoding.sampled]
+        logprobs = decoding.logprobs if self.keep_logprobs else [None] * len(contexts)
+        return [Sampled(*one) for one in zip(decoding.sampled, logprobs, strict=True)]
 
     def _prefill(self, contexts: Sequence[Context]) -> tuple[list[_Cached], torch.Tensor]:
         """Cache of each context and logits (B, V) of its next token; equal contexts share both."""
@@ -215,6 +220,8 @@ class _Decoding:
         self.logits = logits
         """(R, V) for the R rows in the batch."""
         self.sampled: list[list[int]] = [[] for _ in rows]
+        self.logprobs: list[list[float]] = [[] for _ in rows]
+        """Of the sampled tokens, where they are kept. As in the loss, only the temperature changes them."""
         self.numbers = torch.arange(len(rows), device=device)
         """(R,): which row each one of the batch is."""
         self.ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -227,6 +234,8 @@ class _Decoding:
         """Sample until every row has ended or used up its budget. The last sampled token of a row is not cached."""
         for step in range(budget):
             token = self._choose()
+            if self.sampler.keep_logprobs:
+                self._note_logprobs(token)
             for number, ended, chosen in zip(self.numbers.tolist(), self.ended.tolist(), token.tolist(), strict=True):
                 if not ended:
                     self.sampled[number].append(chosen)
@@ -255,6 +264,13 @@ class _Decoding:
         if not self.sampler.config.do_sample:
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+
+    def _note_logprobs(self, token: torch.Tensor) -> None:
+        logprobs = (self.logits.float() / (self.sampler.config.temperature or 1.0)).log_softmax(-1)
+        chosen = logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+        for number, ended, value in zip(self.numbers.tolist(), self.ended.tolist(), chosen.tolist(), strict=True):
+            if not ended:
+                self.logprobs[number].append(value)
 
     def _feed(self, token: torch.Tensor) -> None:
         """Run one token of each row; those that have ended write into a slot that nobody looks at."""
@@ -299,10 +315,10 @@ class ImageFeatures:
     Args:
         backbone: Has `get_image_features`.
         chat ([`VisionChat`]): Encodes the images.
-        batch (`int`, *optional*, defaults to `16`): Images encoded at once.
+        batch (`int`, *optional*): Images encoded at once; [`IMAGES_AT_ONCE`] unless given.
     """
 
-    def __init__(self, backbone, chat: VisionChat, batch: int = 16):
+    def __init__(self, backbone, chat: VisionChat, batch: int = IMAGES_AT_ONCE):
         self.backbone, self.chat, self.batch = backbone, chat, batch
         self._images: dict[int, Image.Image] = {}  # kept, so that their ids stay their own
         self._pixels: dict[int, dict[str, torch.Tensor]] = {}

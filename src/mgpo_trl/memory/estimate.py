@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..processing import SHARED_FAMILIES
+from ..shared_prefix import IMAGES_AT_ONCE, PREFILL_TOKENS
 from .options import MemoryOptions
 from .simulate import Pass, attend_through_probe, language_pass, vision_pass
 from .weights import WeightBytes, count_weights, meta_model
@@ -198,16 +200,25 @@ def _generation_parts(config, options: MemoryOptions, weights: WeightBytes) -> d
         return {"KV cache": 0, "prefill": 0, "gathered weights": 0}
     text, rows = config.text_config, options.generation_batch
     tokens = row_tokens(config, options)
+    prompt = tokens - math.ceil(options.sampled_tokens / options.num_rounds)
+    prefilled, encoded = _at_once(config, options, prompt)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layer = 2 * text.num_key_value_heads * width * 2 * rows * tokens  # keys and values in bf16
     repeated = layer * (text.num_attention_heads // text.num_key_value_heads)  # a padded batch repeats them
     prepare = partial(_prepared, options, False)
-    prompt = tokens - math.ceil(options.sampled_tokens / options.num_rounds)
-    language = language_pass(config, prepare, rows, prompt, train=False)
-    vision = vision_pass(config, prepare, _patches(config, options, rows), train=False)
+    language = language_pass(config, prepare, prefilled, prompt, train=False)
+    vision = vision_pass(config, prepare, encoded * _patches(config, options, 1) // options.num_rounds, train=False)
     logits = 4 * 4 * rows * text.vocab_size  # raw, processed, sorted and as probabilities
     return {
         "KV cache": layer * text.num_hidden_layers + layer,  # one layer is copied when it grows
         "prefill": max(language.peak, vision.peak, repeated) + logits,
         "gathered weights": weights.base if options.zero_stage == 3 else 0,
     }
+
+
+def _at_once(config, options: MemoryOptions, prompt: int) -> tuple[int, int]:
+    """Contexts that one prefill call holds, and images that are encoded in one go."""
+    rows = options.generation_batch
+    if not (options.shares_prefix and config.model_type in SHARED_FAMILIES and options.zero_stage < 3):
+        return rows, rows * options.num_rounds  # `generate` runs the whole batch, with every image of every context
+    return min(rows, max(PREFILL_TOKENS // prompt, 1)), min(rows, IMAGES_AT_ONCE)

@@ -39,6 +39,8 @@ class MemoryOptions:
     """`optim` of the training arguments."""
     reference: bool = False
     """Whether a second copy of all weights is held for the KL term (never with an adapter)."""
+    shares_prefix: bool = True
+    """Whether generation prefills what contexts share once (`share_prefix`), where the model's family allows it."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage; 0 without DeepSpeed."""
     processes: int = 1
@@ -80,6 +82,7 @@ class MemoryOptions:
             checkpointing=args.gradient_checkpointing,
             optimizer=getattr(args.optim, "value", args.optim),
             reference=lora is None and args.beta != 0.0,
+            shares_prefix=args.share_prefix,
             zero_stage=zero_stage,
             processes=processes,
             offload=offload,
