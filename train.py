@@ -4,6 +4,7 @@ Train a vision-language model to look twice (MGPO).
     accelerate launch train.py                                          the built-in task, on any machine
     accelerate launch train.py --config configs/qwen2_5_vl_3b_lora.yaml  a recipe
     accelerate launch train.py --config ... --dataset_name my.jsonl      your own data
+    accelerate launch train.py --config ... --preflight                 will it run? two minutes instead of a night
 """
 
 import logging
@@ -18,6 +19,13 @@ def main(arguments: list[str]) -> None:
         print(scripts.training_help())
         return
     script_args, args, model_args = scripts.parse_training(arguments)
+    if script_args.preflight:
+        from mgpo_trl.preflight import run_preflight
+
+        report = run_preflight(script_args, args, model_args)
+        if args.process_index == 0:
+            print(report.text())
+        sys.exit(1 if report.problems else 0)
     if scripts.is_builtin_run(script_args, model_args):
         from mgpo_trl.builtin.run import run_builtin
 

@@ -22,6 +22,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "builtin": 4,
     "scripts": 5, "inference": 5,
     "integrations": 6,
+    "preflight": 6,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
 }  # fmt: skip
 SIBLINGS = {

@@ -153,8 +153,7 @@ class MGPOTrainer(GRPOTrainer):
         models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
         # The shared paths hand vision features and packed rows to the model: known for these families, and only where
         # every process holds the whole model.
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        self._may_share = self.model.config.model_type in SHARED_FAMILIES and not sharded
+        self._may_share = self.model.config.model_type in SHARED_FAMILIES and not self.is_sharded
         self._packs = (
             args.pack_loss
             and self._may_share
@@ -169,6 +168,11 @@ class MGPOTrainer(GRPOTrainer):
         self._sampler: SharedPrefixSampler | None = None
         self._keeps_logprobs = False  # those of the sampler are wanted only where they are compared with the loss
         self._crops: Crops | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+        return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
 
     def _can_share_prefix(self) -> bool:
         """Whether generation may run step by step on this process alone, with options that are known."""

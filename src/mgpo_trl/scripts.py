@@ -11,6 +11,7 @@ from typing import Any
 
 from .adapters import (
     LORA_ON,
+    adapter_base,
     check_adapter_options,
     is_adapter,
     load_trainable,
@@ -74,6 +75,13 @@ class MGPOScriptArguments:
     adapter: str | None = field(
         default=None,
         metadata={"help": "LoRA adapter that training goes on from, on `--model_name_or_path` or its own base model."},
+    )
+    preflight: bool = field(
+        default=False,
+        metadata={"help": "Instead of training: two steps on the largest sample, memory, and a picture of the boxes."},
+    )
+    preflight_gpu_gib: float | None = field(
+        default=None, metadata={"help": "Memory of the GPU that `--preflight` plans for, where it is not here."}
     )
 
 
@@ -205,21 +213,29 @@ def is_builtin_run(script_args: MGPOScriptArguments, model_args) -> bool:
 
 def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRows, LoadedRows | None]:
     """The training rows, and the evaluation rows where `eval_strategy` asks for them."""
-    options = {
+    train = open_training_rows(script_args, args)
+    if args.eval_strategy == "no":
+        return train, None
+    name = script_args.eval_dataset_name or script_args.dataset_name
+    # A published set has a split of its own to evaluate on, whatever its name.
+    split = script_args.dataset_test_split or (None if find_benchmark(name) else "test")
+    return train, open_rows(name, split=split, **_row_options(script_args, args))
+
+
+def open_training_rows(script_args: MGPOScriptArguments, args) -> LoadedRows:
+    """The training rows."""
+    name = script_args.dataset_name
+    split = script_args.dataset_train_split or _training_split(name)
+    return open_rows(name, split=split, limit=script_args.limit, **_row_options(script_args, args))
+
+
+def _row_options(script_args: MGPOScriptArguments, args) -> dict[str, Any]:
+    return {
         "columns": script_args.columns,
         "extra_columns": script_args.extra_columns,
         "skip_bad_rows": script_args.skip_bad_rows,
         "seed": args.seed,
     }
-    name = script_args.dataset_name
-    split = script_args.dataset_train_split or _training_split(name)
-    train = open_rows(name, split=split, limit=script_args.limit, **options)
-    if args.eval_strategy == "no":
-        return train, None
-    name = script_args.eval_dataset_name or name
-    # A published set has a split of its own to evaluate on, whatever its name.
-    split = script_args.dataset_test_split or (None if find_benchmark(name) else "test")
-    return train, open_rows(name, split=split, **options)
 
 
 def _training_split(name: str) -> str | None:
@@ -230,15 +246,22 @@ def _training_split(name: str) -> str | None:
 
 
 def build_trainer(
-    script_args: MGPOScriptArguments, args, model_args, train: LoadedRows, evaluation: LoadedRows | None
+    script_args: MGPOScriptArguments,
+    args,
+    model_args,
+    train: LoadedRows,
+    evaluation: LoadedRows | None,
+    trainer_class: type | None = None,
 ):
     """
-    Put [`~mgpo_trl.MGPOTrainer`] together from parsed options, and write `run.json` before the work starts.
+    Put [`~mgpo_trl.MGPOTrainer`] (or a subclass of it) together from parsed options, and write `run.json` before the
+    work starts.
 
     Raises:
         ValueError: No model was named, or a reward function or the checkpoint to resume from was not found.
     """
     from .builtin.tiny import register_processor
+    from .memory import warn_of_memory
     from .mgpo_trainer import MGPOTrainer
 
     check_launch(args)
@@ -254,12 +277,14 @@ def build_trainer(
         **(args.model_init_kwargs or {}),
     }
     write_training_record(script_args, args, model_args, train.bad_rows)
+    config, old_lora = configuration_of(name, adapter, args, model_args)
+    warn_of_memory(config, old_lora, args=args, model_args=model_args, lora_on=script_args.lora_on)
     quantization = quantization_config(model_args)
     options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
     if adapter is not None:
         options = {}
         name = load_trainable(adapter, args, name, quantization)
-    return MGPOTrainer(
+    return (trainer_class or MGPOTrainer)(
         name,
         reward_funcs,
         args,
@@ -267,6 +292,18 @@ def build_trainer(
         eval_dataset=None if evaluation is None else evaluation.dataset,
         **options,
     )
+
+
+def configuration_of(name: str | None, adapter: str | None, args, model_args) -> tuple[Any, Any]:
+    """Configuration of the model that is trained, and that of the adapter which training goes on from, or `None`."""
+    from peft import PeftConfig
+    from transformers import AutoConfig
+
+    revision = model_args.model_revision
+    if name is None:
+        name, revision = adapter_base(adapter)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    return config, None if adapter is None else PeftConfig.from_pretrained(adapter)
 
 
 def starting_point(script_args: MGPOScriptArguments, model_args) -> tuple[str | None, str | None]:

@@ -55,7 +55,9 @@ class MemoryOptions:
     """Whether a colocated vLLM gives its memory back while training runs."""
 
     @classmethod
-    def from_args(cls, args, model_args, lora_on=None, *, zero_stage: int = 0, processes: int = 1, offload=False):
+    def from_args(
+        cls, args, model_args, lora_on=None, *, zero_stage: int = 0, processes: int = 1, offload=False, lora=None
+    ):
         """
         Gather the options of one run.
 
@@ -67,8 +69,9 @@ class MemoryOptions:
                 arguments do not hold when it is given to `accelerate launch`.
             processes (`int`, *optional*, defaults to `1`): Number of GPUs.
             offload (`bool`, *optional*, defaults to `False`): Whether DeepSpeed offloads the optimizer.
+            lora ([`~peft.LoraConfig`], *optional*): Adapter that training goes on from, in place of a new one.
         """
-        lora = lora_config(model_args, lora_on)
+        lora = lora or lora_config(model_args, lora_on)
         return cls(
             lora=lora,
             bits=4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else 16,
