@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-import yaml
-from commands import ROOT, load_script
+from commands import load_script
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from peft import LoraConfig
@@ -14,6 +13,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
+from mgpo_trl.adapters import target_modules
 from mgpo_trl.boxes import format_box
 from mgpo_trl.builtin.tiny import build_processor
 from mgpo_trl.data import load_rows
@@ -206,10 +206,9 @@ def test_real_widths_and_1280_tokens_pass_a_training_step(sources, tmp_path, mon
         seen["rollouts"] = rollouts
         return [1.0, 0.0]
 
-    pattern = yaml.safe_load((ROOT / "configs" / "qwen2_5_vl_3b_lora.yaml").read_text())["lora_target_modules"]
     trainer = MGPOTrainer(
         real_layout(processor), reward, args, train_dataset=dataset, processing_class=processor,
-        peft_config=LoraConfig(r=8, target_modules=pattern),
+        peft_config=LoraConfig(r=8, target_modules=target_modules(["language"])),
     )  # fmt: skip
     boxes = [(203, 152, 702, 751), (300, 310, 340, 350)]
     script_first_round(trainer, boxes, monkeypatch)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 from commands import ROOT, environment, load_script
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -19,10 +19,15 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from mgpo_trl import MGPOConfig, scripts
+from mgpo_trl.adapters import lora_config
 from mgpo_trl.builtin.recipe import RECIPES
 from mgpo_trl.builtin.tiny import build_tiny
+from mgpo_trl.memory import GIB
 from mgpo_trl.processing import parse_pixels
 from mgpo_trl.rewards import accuracy_reward, format_reward
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import recipe_memory  # noqa: E402
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RECIPE_FILES = [path for path in CONFIGS if path.name != "builtin.yaml"]
@@ -40,8 +45,16 @@ def parse(*arguments):
 
 
 def test_there_are_recipes():
-    wanted = {f"qwen2_5_vl_{size}_{kind}" for size in ("3b", "7b") for kind in ("lora", "full")}
+    wanted = {f"qwen2_5_vl_{size}_{kind}" for size in ("3b", "7b") for kind in ("lora", "full", "qlora_24gb")}
     assert {path.stem for path in RECIPE_FILES} >= wanted
+    assert {path.stem for path in RECIPE_FILES} == set(recipe_memory.MACHINES)
+
+
+@pytest.mark.parametrize("name", recipe_memory.MACHINES)
+def test_the_memory_table_is_the_estimate_and_every_recipe_fits_its_machine(name):
+    machine = recipe_memory.MACHINES[name]
+    assert recipe_memory.row(name, machine) in (ROOT / "configs" / "README.md").read_text()
+    assert recipe_memory.estimate(name, machine)[0].peak < 0.95 * machine.gib * GIB
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
@@ -62,7 +75,8 @@ def test_every_value_of_a_recipe_arrives(path):
 def test_recipes_keep_the_papers_values(path):
     _, args, model_args = parse("--config", path)
     rounds = 1 if path.stem.startswith("counting") else 2
-    assert (args.num_rounds, args.max_pixels, args.beta, args.num_generations) == (rounds, 1280 * 28 * 28, 0.01, 8)
+    assert (args.num_rounds, args.beta, args.num_generations) == (rounds, 0.01, 8)
+    assert args.max_pixels == 1280 * (32 if "qwen3" in path.stem else 28) ** 2  # 1280 image tokens
     assert (args.temperature, args.lr_scheduler_type.value) == (1.0, "constant")
     if "full" in path.stem:
         assert args.learning_rate == 1e-6 and not model_args.use_peft and args.token_budgets[-1] == 8192
@@ -73,11 +87,10 @@ def test_recipes_keep_the_papers_values(path):
 
 @pytest.mark.parametrize("path", [path for path in RECIPE_FILES if "lora" in path.stem], ids=named)
 def test_lora_goes_on_the_language_layers_and_not_on_the_vision_tower(path):
-    """The pattern must arrive as one text: as a list of names, PEFT would look for modules that end in it."""
-    pattern = parse("--config", path)[2].lora_target_modules
-    assert isinstance(pattern, str)
+    script_args, _, model_args = parse("--config", path)
+    assert model_args.load_in_4bit == ("qlora" in path.stem) == model_args.use_bnb_nested_quant
     model, _ = build_tiny()
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=pattern)).targeted_module_names
+    adapted = get_peft_model(model, lora_config(model_args, script_args.lora_on)).targeted_module_names
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert len(adapted) == len(names) * model.config.text_config.num_hidden_layers
     assert {name.rpartition(".")[2] for name in adapted} == set(names)
