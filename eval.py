@@ -16,11 +16,13 @@ def main(arguments: list[str]) -> None:
     """Parse, load the rows, play and record the rollouts, report."""
     from trl import TrlParser
 
+    from mgpo_trl import scripts
     from mgpo_trl.evaluation.arguments import EvalArguments
     from mgpo_trl.evaluation.compare import compare_runs, format_comparison, write_comparison
     from mgpo_trl.evaluation.joint import format_joint
     from mgpo_trl.evaluation.report import format_report, rescore
 
+    scripts.check_config_file(arguments)
     (args,) = TrlParser((EvalArguments,), prog="eval.py").parse_args_and_config(arguments)
     if args.rescore is not None:
         print(format_report(rescore(args.rescore, args.official)))
@@ -30,7 +32,6 @@ def main(arguments: list[str]) -> None:
         write_comparison(args.output_dir, comparison)
         print(format_comparison(comparison))
         return
-    from mgpo_trl import scripts
     from mgpo_trl.builtin.tiny import register_processor
     from mgpo_trl.evaluation.runner import run_evaluation
 

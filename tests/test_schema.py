@@ -154,6 +154,15 @@ def test_a_truncated_image_is_found_by_the_full_check_only(tmp_path):
         normalise(make_row(str(path)), check_images="full")
 
 
+@pytest.mark.parametrize("level", [True, "full"])
+def test_an_image_that_no_model_can_be_shown(tmp_path, level):
+    Image.new("RGB", (2010, 10)).save(tmp_path / "strip.png")
+    with pytest.raises(RowError, match="strip.png' has 2010 x 10 pixels: more than 200 times as long.*Cut it"):
+        normalise(make_row(str(tmp_path / "strip.png")), check_images=level)
+    Image.new("RGB", (10, 2000)).save(tmp_path / "strip.png")
+    assert normalise(make_row(str(tmp_path / "strip.png")), check_images=level)["id"] == "3"
+
+
 def test_an_image_of_no_pixels():
     with pytest.raises(RowError, match="field `image`: has no pixels .*0 x 40"):
         normalise(make_row(Image.new("RGB", (0, 40))))

@@ -22,6 +22,7 @@ from mgpo_trl import MGPOConfig, scripts
 from mgpo_trl.adapters import lora_config
 from mgpo_trl.builtin.recipe import RECIPES
 from mgpo_trl.builtin.tiny import build_tiny
+from mgpo_trl.data import DataError
 from mgpo_trl.memory import GIB
 from mgpo_trl.processing import parse_pixels
 from mgpo_trl.rewards import accuracy_reward, format_reward
@@ -386,6 +387,27 @@ def test_a_directory_without_an_image_processor_stops_before_the_weights_load(
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *args, **kwargs: tokenizer)
     with pytest.raises(ValueError, match="without an image processor: not a vision-language model"):
         load_script("train").main(train_arguments(tiny_dir, my_data, tmp_path))
+
+
+def test_a_model_that_is_nowhere_is_named(my_data, tmp_path):
+    with pytest.raises(ValueError, match="There is no model 'outputs/gone': no directory here with a `config.json`"):
+        load_script("train").main(train_arguments("outputs/gone", my_data, tmp_path))
+    arguments = ["--model", "outputs/gone", "--dataset", "builtin:refer", "--output_dir", str(tmp_path / "eval")]
+    with pytest.raises(ValueError, match="There is no model 'outputs/gone'"):
+        load_script("eval").main(arguments)
+
+
+@pytest.mark.parametrize("words", [["--config", "gone.yaml"], ["--config=gone.yaml"], ["--config"]])
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_a_configuration_file_that_is_nowhere_is_named(script, words):
+    with pytest.raises(ValueError, match="There is no file '(gone.yaml)?' for `--config`"):
+        load_script(script).main(words)
+
+
+def test_rows_to_evaluate_on_that_are_nowhere_are_asked_for(my_data):
+    script_args, args, _ = parse("--dataset_name", my_data, "--eval_strategy", "steps")
+    with pytest.raises(DataError, match="has no split `test`.*`--eval_dataset_name` and `--dataset_test_split`"):
+        scripts.open_training_sets(script_args, args)
 
 
 def test_a_missing_model_name_is_asked_for(my_data, tmp_path):

@@ -3,7 +3,7 @@
 import torch
 
 from .adapters import adapter_base, is_adapter, is_quantized
-from .processing import VisionChat, check_model_type, check_processor, vision_token_ids
+from .processing import VisionChat, check_processor, load_config, vision_token_ids
 from .rollout import Context, Sampled
 
 
@@ -98,11 +98,11 @@ def load_for_inference(path: str, base_model: str | None = None, dtype: str = "a
     Raises:
         ValueError: The model is not of a supported family; no weights were loaded.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     adapter = path if is_adapter(path) else None
     name, revision = (path, None) if adapter is None else (base_model, None) if base_model else adapter_base(path)
-    check_model_type(AutoConfig.from_pretrained(name, revision=revision).model_type, name)
+    load_config(name, revision=revision)
     processor = _load_processor(path, name, revision)
     model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
     if adapter is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from datasets import Image as ImageFeature
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from trl import GRPOTrainer
@@ -23,7 +23,7 @@ from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weig
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
 from .packing import grouped_order, install_packed_attention, reorder
-from .processing import SHARED_FAMILIES, check_model_type, check_processor, vision_token_ids
+from .processing import SHARED_FAMILIES, check_model_type, check_processor, load_config, vision_token_ids
 from .prompts import load_prompts
 from .rollout import (
     Context,
@@ -630,12 +630,10 @@ def _check_arguments(arguments: dict) -> None:
 
 def _check_family(model, model_name: str, args: MGPOConfig) -> None:
     """Before any weights load: a path is judged by its configuration alone."""
-    config = getattr(model, "config", None) or AutoConfig.from_pretrained(
-        model_name,
-        revision=(args.model_init_kwargs or {}).get("revision"),
-        trust_remote_code=args.trust_remote_code,
-    )
-    check_model_type(config.model_type, model_name)
+    if not isinstance(model, str):
+        return check_model_type(model.config.model_type, model_name)
+    revision = (args.model_init_kwargs or {}).get("revision")
+    load_config(model_name, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
 def _check_length(dataset, args: MGPOConfig) -> None:

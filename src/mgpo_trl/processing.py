@@ -232,6 +232,30 @@ def check_processor(processor) -> None:
         )
 
 
+def load_config(name: str, **options):
+    """
+    Configuration of a model; no weights are read.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        **options: As for [`~transformers.AutoConfig.from_pretrained`].
+
+    Raises:
+        ValueError: There is no such model, or it is not of a supported family.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+    except OSError as error:
+        raise ValueError(
+            f"There is no model '{name}': no directory here with a `config.json`, and no repository that the Hub "
+            f"gives out ({str(error).strip().splitlines()[0]})."
+        ) from error
+    check_model_type(config.model_type, name)
+    return config
+
+
 def check_model_type(model_type: str, name: str) -> None:
     """
     Refuse a model family that the round conversation can not be played with.

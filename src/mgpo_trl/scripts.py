@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from .adapters import (
     quantization_config,
 )
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
-from .data import LoadedRows, load_rows
+from .data import DataError, LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
 from .launch_checks import check_launch, check_resume
+from .processing import load_config
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
 REWARDS = {
@@ -193,6 +195,7 @@ def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]
 
     from .mgpo_config import MGPOConfig
 
+    check_config_file(arguments)
     parser = TrlParser((MGPOScriptArguments, MGPOConfig, ModelConfig), prog="train.py")
     if "--help_all" in arguments:
         parser.print_help()
@@ -203,6 +206,20 @@ def parse_training(arguments: list[str]) -> tuple[MGPOScriptArguments, Any, Any]
 
         parser.set_defaults_with_config(**RECIPES[builtin_level(script_args.dataset_name)].rl_options())
     return parser.parse_args_and_config(arguments)
+
+
+def check_config_file(arguments: list[str]) -> None:
+    """
+    Refuse a `--config` that is not a file, before TRL's parser opens it.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    for word, following in pairwise([*arguments, ""]):
+        name, equals, value = word.partition("=")
+        path = value if equals else following
+        if name == "--config" and not os.path.isfile(path):
+            raise ValueError(f"There is no file '{path}' for `--config`. Recipes are in `configs/`.")
 
 
 def is_builtin_run(script_args: MGPOScriptArguments, model_args) -> bool:
@@ -219,7 +236,13 @@ def open_training_sets(script_args: MGPOScriptArguments, args) -> tuple[LoadedRo
     name = script_args.eval_dataset_name or script_args.dataset_name
     # A published set has a split of its own to evaluate on, whatever its name.
     split = script_args.dataset_test_split or (None if find_benchmark(name) else "test")
-    return train, open_rows(name, split=split, **_row_options(script_args, args))
+    try:
+        return train, open_rows(name, split=split, **_row_options(script_args, args))
+    except DataError as error:
+        raise DataError(
+            f"{error} These are the rows to evaluate on during training: name others with `--eval_dataset_name` and "
+            "`--dataset_test_split`, or leave `--eval_strategy` out."
+        ) from error
 
 
 def open_training_rows(script_args: MGPOScriptArguments, args) -> LoadedRows:
@@ -297,12 +320,11 @@ def build_trainer(
 def configuration_of(name: str | None, adapter: str | None, args, model_args) -> tuple[Any, Any]:
     """Configuration of the model that is trained, and that of the adapter which training goes on from, or `None`."""
     from peft import PeftConfig
-    from transformers import AutoConfig
 
     revision = model_args.model_revision
     if name is None:
         name, revision = adapter_base(adapter)
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    config = load_config(name, revision=revision, trust_remote_code=args.trust_remote_code)
     return config, None if adapter is None else PeftConfig.from_pretrained(adapter)
 
 

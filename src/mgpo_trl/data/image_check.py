@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..geometry import MAX_ASPECT
 from ..images import open_image
 
 CHECKS = {True: "header", False: "none", "header": "header", "full": "full", "none": "none"}
@@ -52,7 +53,7 @@ def check_image(image: Mapping[str, Any], level: bool | str = True) -> tuple[int
             cut off after it passes. `"full"` decodes the image. `False` or `"none"` opens nothing.
 
     Raises:
-        `ValueError`: the image is missing, unreadable or has no pixels.
+        `ValueError`: the image is missing, unreadable, has no pixels, or is longer than any processor shows.
     """
     if level not in CHECKS:
         raise ValueError(f"`check_images` must be one of {list(CHECKS)}, got {level!r}.")
@@ -61,14 +62,23 @@ def check_image(image: Mapping[str, Any], level: bool | str = True) -> tuple[int
     name = f"'{image['path']}'" if image["path"] else "the embedded image"
     _check_present(image, name)
     if CHECKS[level] == "full":
-        return open_image(dict(image), name).size
+        return _checked_shape(open_image(dict(image), name).size, name)
     try:
         with Image.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as opened:
             size = _oriented_size(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return open_image(dict(image), name).size  # it knows the limit that counts here
+        size = open_image(dict(image), name).size  # it knows the limit that counts here
     except Exception as error:  # Pillow's plugins raise many types for broken files
         raise ValueError(f"{name} cannot be read as an image ({_said(error)}). Replace the file.") from None
+    return _checked_shape(size, name)
+
+
+def _checked_shape(size: tuple[int, int], name: str) -> tuple[int, int]:
+    if max(size) > MAX_ASPECT * min(size):
+        raise ValueError(
+            f"{name} has {size[0]} x {size[1]} pixels: more than {MAX_ASPECT} times as long as it is wide, which no "
+            "model can be shown. Cut it into parts."
+        )
     return size
 
 
