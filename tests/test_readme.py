@@ -184,9 +184,9 @@ def write_vstar(folder):
 
 SMALL_BATCH = ["--max_steps", "1", "--num_generations", "2", "--per_device_train_batch_size", "2"]
 SMALL_MODEL = [
-    "--dtype", "float32", "--bf16", "false", "--gradient_accumulation_steps", "1", "--steps_per_generation", "1", "--report_to", "none",
+    "--dtype", "float32", "--bf16", "false", "--gradient_accumulation_steps", "1", "--steps_per_generation", "1",
     "--max_pixels", "84x84", "--min_pixels", "56x56", "--round_token_budgets", "4", "4", "--log_completions", "false",
-    "--save_steps", "1", "--gradient_checkpointing", "false",
+    "--save_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
 ]  # fmt: skip
 SMALL_EVAL = ["--limit", "2", "--token_budgets", "4", "4", "--max_pixels", "84x84", "--min_pixels", "56x56"]
 
