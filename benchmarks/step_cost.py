@@ -129,9 +129,8 @@ def recording(trainer) -> Iterator[list[Call]]:
 
     def text(module, args, kwargs):
         rows, new = kwargs["inputs_embeds"].shape[:2]
-        mask = kwargs.get("attention_mask")
-        packed = mask.get("full_attention") if isinstance(mask, dict) else None
-        if packed is not None and hasattr(packed, "spans"):
+        packed = kwargs.get("packed_rows")
+        if packed is not None:
             shape = tuple((span.length, span.prefix.length if span.prefix else 0) for span in packed.spans)
         else:
             cache = kwargs.get("past_key_values")
@@ -248,7 +247,7 @@ class Replay:
             cache = DynamicCache()
             cache.update(*(torch.empty(rows, heads, cached, size, device="meta") for _ in range(2)), 0)
         mask = torch.ones(rows, 1, new, cached + new, dtype=torch.bool, device="meta")
-        given = {"full_attention": packed_of(call.shape) if is_packed else mask}
+        given = {"packed_rows": packed_of(call.shape)} if is_packed else {"attention_mask": {"full_attention": mask}}
         kept: dict[int, int] = {}
 
         def keep(tensor):
@@ -258,8 +257,8 @@ class Replay:
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with FlopCounterMode(display=False) as counter, hooks:
             output = self.model(
-                inputs_embeds=hidden, position_ids=positions, attention_mask=given, past_key_values=cache,
-                use_cache=cache is not None,
+                inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=cache is not None,
+                **given,
             ).last_hidden_state  # fmt: skip
             forward = counter.get_total_flops()
             if call.grad:

@@ -14,7 +14,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "points": 0, "layouts": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1, "adapters": 1,
-    "launch_checks": 1, "out_of_memory": 1,
+    "launch_checks": 1, "vision_features": 1, "out_of_memory": 1,
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,

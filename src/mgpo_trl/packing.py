@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 ATTENTION = "mgpo_packed"
-"""Name of the attention implementation: `sdpa`, which also understands a [`PackedRows`] in place of a mask."""
+"""Name of the attention implementation: `sdpa`, which also understands a [`PackedRows`] beside the mask."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def _lower_right(length: int, prefix: int, device: torch.device) -> torch.Tensor
 
 def install_packed_attention(model) -> bool:
     """
-    Let the text layers of a model take a [`PackedRows`] in place of an attention mask, and its backbone return the
-    hidden states of [`PackedRows.sources`] alone. Without one, the model works as before.
+    Let a model take `packed_rows` ([`PackedRows`]), a keyword that its text layers attend by; its backbone then
+    returns the hidden states of [`PackedRows.sources`] alone. Without it, the model works as before.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A vision-language model, before PEFT or DDP wrap it.
@@ -234,20 +234,29 @@ def install_packed_attention(model) -> bool:
     return True
 
 
-def _attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+def _attention_forward(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    dropout=0.0,
+    scaling=None,
+    packed_rows: PackedRows | None = None,
+    **kwargs,
+):
     """An attention function of transformers: (1, H, T, D) in, (1, T, H, D) and no weights out."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    if not isinstance(attention_mask, PackedRows):
+    if packed_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
-    output = packed_attention(query, key, value, attention_mask, scaling, dropout)
+    output = packed_attention(query, key, value, packed_rows, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _keep_sources(backbone, args, kwargs, output):
-    mask = kwargs.get("attention_mask")
-    packed = mask.get("full_attention") if isinstance(mask, dict) else None
-    if isinstance(packed, PackedRows):
+    packed = kwargs.get("packed_rows")
+    if packed is not None:
         output.last_hidden_state = output.last_hidden_state[:, packed.sources]
     return output

@@ -14,7 +14,7 @@ from .boxes import MODEL_COORDINATES
 from .geometry import MAX_ASPECT
 
 SUPPORTED_MODEL_TYPES = tuple(sorted(MODEL_COORDINATES))
-SHARED_FAMILIES = ("qwen2_5_vl",)
+SHARED_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """Model types that share prefixes, packed rows and vision features; others take TRL's own passes."""
 OTHER_LAYOUTS = {
     "gemma3": "it shows every image, whatever its shape, as one square of 256 tokens",

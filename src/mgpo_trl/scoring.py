@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .packing import PackedRows, pack_rows
+from .vision_features import features_as_inputs, features_of
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class RolloutFacts:
     images: Sequence[Sequence[Hashable]]
     """For each rollout a key of each of its images, equal where they are the same image."""
     features: Sequence[Sequence[torch.Tensor]] | None = None
-    """For each image of each rollout its vision features (tokens, hidden), shared by reference; `None` where the
-    vision tower is trained and has to run within the pass."""
+    """For each image of each rollout its features ([`~mgpo_trl.vision_features`]), shared by reference; `None` where
+    the vision tower is trained and has to run within the pass."""
 
     def rows(self, start: int, end: int, columns: int) -> "RolloutFacts":
         """The facts of some rollouts, with `columns` completion columns."""
@@ -54,13 +55,14 @@ def packed_logps(
     positions, _ = backbone.get_rope_index(
         input_ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=attention_mask
     )
+    hidden = backbone.config.get_text_config().hidden_size
     outputs = model(
         input_ids=packed.gather(input_ids),
-        attention_mask={"full_attention": packed},
+        packed_rows=packed,
         position_ids=packed.gather(positions),
         shift_labels=input_ids[:, prompt_columns:][facts.scored].unsqueeze(0),
         fused_lm_head=True,
-        **_image_inputs(packed, facts, images, backbone if encode_alone else None),
+        **_image_inputs(packed, facts, images, hidden, backbone if encode_alone else None),
     )
     return packed.scatter(outputs.log_probs), packed.scatter(outputs.entropy) if outputs.entropy is not None else None
 
@@ -71,10 +73,10 @@ def _images_in(types: torch.Tensor) -> list[int]:
     return ((types == 1) & (before != 1)).sum(1).tolist()
 
 
-def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict, backbone) -> dict:
+def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict, hidden: int, backbone) -> dict:
     """The images of a packed row in the order of their placeholders, as features or as pixels."""
     if facts.features is not None:
-        return _as_inputs([facts.features[row][number] for row, number in packed.image_owners])
+        return features_as_inputs([facts.features[row][number] for row, number in packed.image_owners], hidden)
     starts = torch.tensor([0, *images["num_images"]]).cumsum(0).tolist()
     wanted = [starts[row] + number for row, number in packed.image_owners]
     by_image = images["pixel_values"].split(images["image_grid_thw"].prod(-1).tolist())
@@ -83,15 +85,9 @@ def _image_inputs(packed: PackedRows, facts: RolloutFacts, images: dict, backbon
         first = dict(reversed(list(zip(keys, wanted, strict=True))))
         pixels = torch.cat([by_image[number] for number in first.values()])
         encoded = backbone.get_image_features(pixels, images["image_grid_thw"][list(first.values())], return_dict=True)
-        features = dict(zip(first, encoded.pooler_output, strict=True))
-        return _as_inputs([features[key] for key in keys])
+        features = dict(zip(first, features_of(encoded), strict=True))
+        return features_as_inputs([features[key] for key in keys], hidden)
     return {
         "pixel_values": torch.cat([by_image[number] for number in wanted]),
         "image_grid_thw": images["image_grid_thw"][wanted],
     }
-
-
-def _as_inputs(features: list[torch.Tensor]) -> dict:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}

@@ -25,10 +25,10 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .processing import VisionChat
 from .rollout import Context, Sampled
+from .vision_features import features_as_inputs, features_of
 
 PREFILL_TOKENS = 16_384
 """Most tokens of one prefill call."""
@@ -335,7 +335,7 @@ class ImageFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
-        """Features (tokens, hidden) of each image; equal images (the same object) share one tensor."""
+        """Features ([`~mgpo_trl.vision_features`]) of each image; equal images (the same object) share one tensor."""
         new = list({id(image): image for image in images if id(image) not in self._features}.values())
         for start in range(0, len(new), self.batch):
             chosen = new[start : start + self.batch]
@@ -345,7 +345,7 @@ class ImageFeatures:
                 tensors["pixel_values"].to(device), tensors["image_grid_thw"].to(device), return_dict=True
             )
             self._features.update(
-                (id(image), features) for image, features in zip(chosen, output.pooler_output, strict=True)
+                (id(image), features) for image, features in zip(chosen, features_of(output), strict=True)
             )
         return [self._features[id(image)] for image in images]
 
@@ -361,7 +361,7 @@ class ImageFeatures:
 
     def model_inputs(self, images: Sequence[Image.Image]) -> dict:
         """The keyword arguments that give a model these images."""
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self(images))}}
+        return features_as_inputs(self(images), self.backbone.config.get_text_config().hidden_size)
 
 
 class _Once:
