@@ -59,6 +59,7 @@ def scripted_rounds(num_rounds, rows=8):
     return {1: [answers], 2: [boxes, answers], 3: [boxes, second, answers]}[num_rounds]
 
 
+QWEN3 = {"model": "qwen3_vl", "coordinates": "absolute", "max_pixels": 96 * 96, "min_pixels": 56 * 56}
 SETTINGS = {
     "one round": {"num_rounds": 1},
     "two rounds": {"num_rounds": 2},
@@ -69,6 +70,9 @@ SETTINGS = {
     "gradient checkpointing": {"gradient_checkpointing": True},
     "grpo, micro-batches of two": {"loss_type": "grpo", "steps_per_generation": 4, "gradient_accumulation_steps": 4},
     "two groups of four": {"num_generations": 4},
+    "Qwen3-VL, trained tower": QWEN3,
+    "Qwen3-VL, frozen tower": {**QWEN3, "lora": True, "beta": 0.05},
+    "Qwen3-VL, three rounds": {**QWEN3, "num_rounds": 3},
 }
 
 
@@ -87,8 +91,9 @@ def total_gradient(trainer, batch):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_losses_and_gradients_equal_the_padded_pass(make_trainer, script, photos, setting):
+def test_losses_and_gradients_equal_the_padded_pass(make_trainer, script, photos, family_dir, setting):
     options = dict(SETTINGS[setting])
+    options["model"] = family_dir(options.pop("model", "qwen2_5_vl"))
     lora = LoraConfig(target_modules=LANGUAGE, init_lora_weights=False) if options.pop("lora", False) else None
     num_rounds, size = options.get("num_rounds", 2), 8 // options.get("steps_per_generation", 1)
     rows = group_rows(photos[: 8 // options.get("num_generations", 2)], options.get("num_generations", 2))

@@ -146,8 +146,9 @@ def test_other_numbers_of_rounds(options, rounds):
     assert not report.problems and finding(report, "log-probs").figures["most"] < 1e-4
 
 
-def test_a_family_without_the_shared_sampler_is_compared_with_rollouts_alone(options, family_dir):
-    report = run_preflight(*options(family_dir("qwen3_vl"), max_pixels=128 * 128, min_pixels=64 * 64))
+def test_a_sampler_that_tells_no_log_probabilities_is_compared_with_rollouts_alone(options, family_dir):
+    small = {"max_pixels": 128 * 128, "min_pixels": 64 * 64}
+    report = run_preflight(*options(family_dir("qwen3_vl"), share_prefix=False, **small))
     logps = finding(report, "log-probs")
     assert "2 rollouts run alone" in logps.text and logps.verdict == "ok" and 0 < logps.figures["most"] < 1e-4
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 import mgpo_trl.rollout
 from mgpo_trl.generation import ModelGenerator
-from mgpo_trl.processing import VisionChat, vision_token_ids
+from mgpo_trl.processing import SHARED_FAMILIES, VisionChat, vision_token_ids
 from mgpo_trl.prompts import PromptTemplate
 from mgpo_trl.rollout import Context, RoundTemplate, Sampled, run_rounds, start_rollouts
 from mgpo_trl.shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
@@ -19,14 +19,19 @@ from mgpo_trl.shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_o
 BUDGETS = [7, 9, 5]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_dir):
-    return AutoModelForImageTextToText.from_pretrained(tiny_dir, dtype=torch.float32).eval()
+@pytest.fixture(scope="module", params=SHARED_FAMILIES)
+def model_dir(family_dir, request):
+    return family_dir(request.param)
 
 
 @pytest.fixture(scope="module")
-def chat(tiny_dir):
-    processor = AutoProcessor.from_pretrained(tiny_dir)
+def model(model_dir):
+    return AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def chat(model_dir):
+    processor = AutoProcessor.from_pretrained(model_dir)
     return VisionChat(processor, max_pixels=112 * 112, min_pixels=56 * 56)
 
 
@@ -202,14 +207,14 @@ def test_the_trainer_shares_and_falls_back(make_trainer, photos):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
-def test_log_probabilities_of_the_sampler_equal_those_of_the_loss(make_trainer, photos, lora):
+def test_log_probabilities_of_the_sampler_equal_those_of_the_loss(make_trainer, photos, model_dir, lora):
     """The sampler's own, kept where it chooses, against the packed loss pass."""
     kwargs = (
         {"peft_config": LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)} if lora else {}
     )
     trainer = make_trainer(
         Dataset.from_list(photos), per_device_train_batch_size=8, num_generations=2, round_token_budgets=[12, 8],
-        min_box_side=1, temperature=0.8, kwargs=kwargs,
+        min_box_side=1, temperature=0.8, model=model_dir, max_pixels=96 * 96, kwargs=kwargs,
     )  # fmt: skip
     trainer._keeps_logprobs = True
     trainer.model.train()
