@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from .adapters import (
     LORA_ON,
+    adapter_base,
     check_adapter_options,
     is_adapter,
     load_trainable,
@@ -22,6 +24,8 @@ from .data import LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
 from .launch_checks import check_launch, check_resume
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
+
+logger = logging.getLogger(__name__)
 
 REWARDS = {
     reward.__name__: reward for reward in (accuracy_reward, flexible_accuracy_reward, format_reward, point_reward)
@@ -253,6 +257,8 @@ def build_trainer(
         "dtype": model_args.dtype,
         **(args.model_init_kwargs or {}),
     }
+    if args.push_to_hub and (model_args.use_peft or adapter is not None):
+        _warn_of_local_base(name or adapter_base(adapter)[0])
     write_training_record(script_args, args, model_args, train.bad_rows)
     quantization = quantization_config(model_args)
     options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
@@ -267,6 +273,35 @@ def build_trainer(
         eval_dataset=None if evaluation is None else evaluation.dataset,
         **options,
     )
+
+
+def _warn_of_local_base(base_model: str) -> None:
+    if os.path.isdir(base_model):
+        logger.warning(
+            f"The adapter will name '{base_model}' as its base model, which nobody else has. Give the model's Hub id "
+            "as `--model_name_or_path`, or push the merged model."
+        )
+
+
+def save_and_publish(trainer, dataset_name: str) -> None:
+    """
+    Save the trained model with its card, and push both where `push_to_hub` asks for it.
+
+    Args:
+        trainer ([`~mgpo_trl.MGPOTrainer`]): A trainer at the end of its training.
+        dataset_name (`str`): What it was trained on.
+
+    Raises:
+        PushError: The push did not finish. The model is saved, and the message names the command that pushes it.
+    """
+    args = trainer.args
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)  # saves first
+        trainer.accelerator.print(f"Model saved to {args.output_dir} and pushed to {trainer.hub_model_id}.")
+        return
+    trainer.save_model(args.output_dir)
+    trainer.create_model_card(dataset_name=dataset_name)
+    trainer.accelerator.print(f"Model saved to {args.output_dir}.")
 
 
 def starting_point(script_args: MGPOScriptArguments, model_args) -> tuple[str | None, str | None]:
