@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import threading
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch

@@ -15,7 +15,7 @@ from pathlib import Path
 from .adapters import ADAPTER_CONFIG, is_adapter
 from .conversation import CONVERSATION_FILE
 from .hub import check_online, check_token, find_token, open_repository, push_directory
-from .model_card import CARD_FILE, base_license, is_ours, read_facts, write_card
+from .model_card import CARD_FILE, base_license, is_ours, keep_reports, read_facts, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ def push(
         PushError: The push can not work, or did not finish.
     """
     check_model(directory)
+    if reports and not is_ours(directory):
+        raise ValueError(f"'{Path(directory, CARD_FILE)}' is your own: add the reports there, or take the file away.")
+    keep_reports(directory, reports)
     check_online()
     token = find_token()
     check_token(token, repo_id)
@@ -62,9 +65,7 @@ def push(
     if is_ours(directory):
         base_model = read_facts(directory).base_model
         name, license = repo_id.split("/")[-1], base_license(base_model)
-        write_card(directory, reports=reports, name=name, repo_id=repo_id, license=license)
-    elif reports:
-        raise ValueError(f"'{Path(directory, CARD_FILE)}' is your own: add the reports there, or take the file away.")
+        write_card(directory, name=name, repo_id=repo_id, license=license)
     else:
         logger.info("The model card '%s' is your own and stays as it is.", Path(directory, CARD_FILE))
     return push_directory(directory, repo_id, token=token, revision=revision)

@@ -338,6 +338,7 @@ def write_training_record(script_args: MGPOScriptArguments, args, model_args, ba
         min_pixels=args.min_pixels,
         seed=args.seed,
         num_rounds=args.num_rounds,
+        processes=args.world_size,
         protocol_version=PROTOCOL_VERSION,
         bad_rows=bad_rows,
     )

@@ -7,34 +7,32 @@ results. A section whose file is missing is left out: the card says nothing that
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..conversation import Conversation
 from ..prompts import PROTOCOL_VERSION
 from ..records import RUN_FILE, read_run, run_record, write_atomically, write_run
-from .facts import PAPER, STATE_FILE, CardFacts, base_license, is_hub_id, read_facts
+from .facts import PAPER, STATE_FILE, CardFacts, base_license, is_hub_id, keep_reports, read_facts
 from .picture import draw_rollouts, pick_rollouts
 from .text import WRITTEN_BY, format_card
 
 CARD_FILE = "README.md"
 
 
-def write_card(directory: str | os.PathLike, *, reports: Sequence[str | os.PathLike] = (), **known: Any) -> Path:
+def write_card(directory: str | os.PathLike, **known: Any) -> Path:
     """
     Write the card, `README.md`, of the model in a directory.
 
     Args:
         directory (`str` or `os.PathLike`): Directory of a saved model.
-        reports (`Sequence[str]`, *optional*): Directories of evaluations whose `report.json` is not below `directory`.
         **known: Fields of [`CardFacts`] that are known better than from the files; `None` counts as not known.
 
     Returns:
         `Path`: The card.
     """
     path = Path(directory, CARD_FILE)
-    write_atomically(path, format_card(read_facts(directory, reports=reports, **known)).encode())
+    write_atomically(path, format_card(read_facts(directory, **known)).encode())
     return path
 
 
@@ -55,6 +53,7 @@ def record_run(directory: str | os.PathLike, args, conversation: Conversation, b
         min_pixels=conversation.min_pixels,
         seed=args.seed,
         num_rounds=conversation.num_rounds,
+        processes=args.world_size,
         protocol_version=PROTOCOL_VERSION,
     )
     is_there = Path(directory, RUN_FILE).is_file() and read_run(directory).get("command") == record["command"]
@@ -70,5 +69,5 @@ def is_ours(directory: str | os.PathLike) -> bool:
 
 __all__ = [
     "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "draw_rollouts", "format_card", "is_hub_id",
-    "is_ours", "pick_rollouts", "read_facts", "record_run", "write_card",
+    "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card",
 ]  # fmt: skip

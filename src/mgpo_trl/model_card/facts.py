@@ -11,12 +11,14 @@ from typing import Any
 from ..adapters import ADAPTER_CONFIG
 from ..conversation import Conversation
 from ..data.benchmarks import find_benchmark
-from ..records import RUN_FILE, read_run
+from ..records import RUN_FILE, read_run, write_atomically
 from .picture import PICTURES
 
 STATE_FILE = "trainer_state.json"
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.json"
+EVALUATIONS = "evaluations"
+"""Where reports of evaluations elsewhere are copied to."""
 
 PAPER = {
     "title": "High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement Learning",
@@ -72,7 +74,7 @@ class CardFacts:
         return {**config.get("model", {}), **config.get("script", {}), **config.get("training", {})}
 
 
-def read_facts(directory: str | os.PathLike, *, reports: Sequence[str | os.PathLike] = (), **known: Any) -> CardFacts:
+def read_facts(directory: str | os.PathLike, **known: Any) -> CardFacts:
     """What the files in a directory say about its model; arguments as in [`write_card`]."""
     directory = Path(directory)
     run = read_run(directory) if (directory / RUN_FILE).is_file() else {}
@@ -94,7 +96,7 @@ def read_facts(directory: str | os.PathLike, *, reports: Sequence[str | os.PathL
         log=state.get("log_history") or (),
         steps=state.get("global_step"),
         result=_json(directory / RESULT_FILE),
-        reports=_reports(directory, reports),
+        reports=_reports(directory),
         picture=next((name for name in PICTURES if (directory / name).is_file()), None),
         **facts,
     )
@@ -104,19 +106,38 @@ def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _reports(directory: Path, others: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
-    """Reports below the directory, but those that `result.json` sums up, and those that were named."""
-    for other in others:
-        if not Path(other, REPORT_FILE).is_file():
-            raise ValueError(f"There is no `{REPORT_FILE}` in '{other}'. Give the `--output_dir` of an evaluation.")
-    found = sorted(directory.glob(f"*/{REPORT_FILE}"))
-    below = [path for path in found if not path.parent.name.startswith("heldout_")]
-    return [_json(path) for path in [*below, *(Path(other, REPORT_FILE) for other in others)]]
+def _reports(directory: Path) -> list[dict[str, Any]]:
+    """Reports of evaluations in the directory, but those that `result.json` sums up."""
+    found = sorted([*directory.glob(f"*/{REPORT_FILE}"), *directory.glob(f"{EVALUATIONS}/*.json")])
+    return [_json(path) for path in found if not path.parent.name.startswith("heldout_")]
+
+
+def keep_reports(directory: str | os.PathLike, evaluations: Sequence[str | os.PathLike]) -> None:
+    """
+    Copy the reports of evaluations to a model, where its card finds them now and later.
+
+    Args:
+        directory (`str` or `os.PathLike`): Directory of the model.
+        evaluations (`Sequence[str]`): Output directories of `eval.py`.
+
+    Raises:
+        ValueError: One of them has no `report.json`.
+    """
+    paths = [Path(evaluation, REPORT_FILE).absolute() for evaluation in evaluations]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"There is no `{REPORT_FILE}` in '{path.parent}'. Give the `--output_dir` of an evaluation."
+            )
+    for path in paths:
+        if path.parent.parent != Path(directory).absolute():  # else it is found where it lies
+            name = "-".join(path.parent.parts[-2:])  # two sets may each have a protocol of the same name
+            write_atomically(Path(directory, EVALUATIONS, f"{name}.json"), path.read_bytes())
 
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name is that of a repository rather than of something on this machine."""
-    return bool(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
+    return bool(name) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not os.path.exists(name)
 
 
 def base_license(base_model: str | None) -> dict[str, str]:

@@ -44,7 +44,7 @@ def draw_rollouts(rollouts: Sequence[Rollout], directory: str | os.PathLike, lab
         return
     try:
         scenes = [Scene(_opened(rollout.image), [to_json(rollout.to_record())]) for rollout in rollouts]
-        picture = draw_comparison(scenes, [label], "What the model sees, the box it names, the crop, the answer")
+        picture = draw_comparison(scenes, [label], "View, named box, crop, answer")
     except Exception as error:
         logger.warning("The model card goes without a picture of rollouts: drawing them failed (%r).", error)
         return

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ..prompts import PROTOCOL_VERSION
 from .facts import PAPER, CardFacts, dataset_id, is_hub_id
 
 WRITTEN_BY = "<!-- Written by mgpo-trl. Take this line away to keep your own changes when you push again. -->"
@@ -64,18 +63,11 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> Iterator[str]:
-    kind = "A LoRA adapter" if facts.is_adapter else "A vision-language model"
+    kind = "A LoRA adapter on" if facts.is_adapter else "A vision-language model, trained from"
     paper = f"[{PAPER['title']}](https://huggingface.co/papers/{PAPER['id']}) (arXiv {PAPER['id']})"
-    yield f"{kind}{_base_words(facts)}, trained with **MGPO**, multi-turn grounding-based policy optimization:"
-    yield f"{paper}."
+    yield f"{kind} {_base_words(facts)} with **MGPO**, multi-turn grounding-based policy optimization: {paper}."
     yield "Training and inference use [TRL](https://github.com/huggingface/trl) and `mgpo-trl`."
-    rounds = facts.conversation.num_rounds if facts.conversation else 2
-    if rounds > 1:
-        yield ""
-        yield (
-            "It looks more than once: it names a region of the image, gets that region back, cut from the original at "
-            "full resolution, and then answers. Only right and wrong answers were rewarded, never a box."
-        )
+    yield from ("", _rounds_words(facts))
     if facts.picture:
         about = "What the model sees, the box it names, the crop that comes back, and its answer"
         yield from ("", f"![{about}]({facts.picture})")
@@ -83,10 +75,23 @@ def _introduction(facts: CardFacts) -> Iterator[str]:
 
 def _base_words(facts: CardFacts) -> str:
     if is_hub_id(facts.base_model):
-        return f" on [{facts.base_model}](https://huggingface.co/{facts.base_model})"
+        return f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
     if facts.result is not None:
-        return ", the small Qwen2.5-VL of the built-in task after its warm start"
-    return f" on the local model `{Path(facts.base_model).name}`" if facts.base_model else ""
+        return "the small Qwen2.5-VL of the built-in task after its warm start"
+    return f"the local model `{Path(facts.base_model).name}`" if facts.base_model else "a base model that is not known"
+
+
+def _rounds_words(facts: CardFacts) -> str:
+    if facts.conversation is not None and facts.conversation.num_rounds == 1:
+        return "It answers in one round, without looking closer: the baseline of the method."
+    text = (
+        "It looks more than once: it names a region of the image, gets that region back, cut from the original at "
+        "full resolution, and then answers."
+    )
+    rewards = facts.options.get("reward_funcs") or []
+    if rewards and set(rewards) <= {"accuracy_reward", "flexible_accuracy_reward"}:
+        text += " Only right and wrong answers were rewarded, never a box."
+    return text
 
 
 def _quick_start(facts: CardFacts) -> Iterator[str]:
@@ -113,10 +118,9 @@ def _results(facts: CardFacts) -> Iterator[str]:
     if facts.result is not None:
         yield from _builtin_results(facts.result)
     if facts.reports:
-        yield from _table(
-            ["evaluation", "n", "accuracy (strict)", "hit rate", "valid boxes", "decoding", "max_pixels", "commit"],
-            [_report_row(report) for report in facts.reports],
-        )
+        yield ""
+        names = ["evaluation", "n", "accuracy (strict)", "hit rate", "valid boxes", "decoding", "max_pixels", "commit"]
+        yield from _table(names, [_report_row(report) for report in facts.reports])
         yield "Shares with their standard errors. `strict` counts the letter or text in `\\boxed{}` only."
 
 
@@ -131,7 +135,6 @@ def _builtin_results(result: Mapping[str, Any]) -> Iterator[str]:
         f"Held-out scenes of the built-in task `{result['level']}`, n = {result['n']}, ± standard error, "
         f"{result['decoding']}, seed {result['seed']}."
     )
-    yield ""
 
 
 def _report_row(report: Mapping[str, Any]) -> list[str]:
@@ -166,28 +169,39 @@ def _conversation(facts: CardFacts) -> Iterator[str]:
         ["coordinates of boxes", f"`{one.coordinates}`"],
         ["least side of a box", f"more than {one.min_box_side} px of the view"],
         ["tokens of each turn", ", ".join(f"at most {budget}" for budget in one.token_budgets)],
-        ["prompts", f"protocol {PROTOCOL_VERSION}, fingerprint `{one.prompts.fingerprint}`"],
+        ["prompts", f"fingerprint `{one.prompts.fingerprint}`"],
     ]
     yield from _table(["setting", "value"], rows)
     yield "All of it, with the prompts' words, is in `conversation.json`."
 
 
 def _training(facts: CardFacts) -> Iterator[str]:
+    words = []
     if facts.dataset:
         dataset = dataset_id(facts.dataset)
         shown = f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else f"`{facts.dataset}`"
-        steps = f", {facts.steps} optimizer steps" if facts.steps else ""
-        yield from (f"Trained on {shown}{steps}.", "")
+        words.append(f"Trained on {shown}.")
+    if facts.steps:
+        words.append(f"Optimizer steps: {facts.steps}.")
+    if words:
+        yield from (" ".join(words), "")
     if facts.run.get("command"):
-        yield from ("The command:", "", "```bash", _command(facts.run["command"]), "```", "")
-    options = facts.options
-    names = [name for name in _OPTIONS if options.get(name) not in (None, False)]
-    if not options.get("use_peft"):
-        names = [name for name in names if not name.startswith("lora_")]
-    if names:
-        yield from _table(["option", "value"], [[f"`{name}`", f"`{_value(options[name])}`"] for name in names])
-        yield ""
+        processes = facts.run.get("processes") or 1
+        where = f", on {processes} processes" if processes > 1 else ""
+        yield from (f"The command{where}:", "", "```bash", _command(facts.run["command"]), "```", "")
+    options = _shown_options(facts.options)
+    if options:
+        yield from _table(["option", "value"], [[f"`{name}`", f"`{_value(options[name])}`"] for name in options])
     yield from _measures(facts.log)
+
+
+def _shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that matter, without those that are not set or that another one overrules."""
+    idle = {"num_train_epochs" if (options.get("max_steps") or 0) > 0 else "max_steps"}
+    if not options.get("use_peft"):
+        idle |= {"lora_r", "lora_alpha", "lora_target_modules"}
+    shown = {name: options.get(name) for name in _OPTIONS if name not in idle}
+    return {name: value for name, value in shown.items() if value is not None and value is not False}
 
 
 def _command(command: str | Sequence[str]) -> str:
@@ -199,7 +213,7 @@ def _command(command: str | Sequence[str]) -> str:
     if parts and parts[-1] == "__main__" and "mgpo_trl" in parts:
         inside = parts[len(parts) - 1 - parts[::-1].index("mgpo_trl") : -1]
         return shlex.join(["python", "-m", ".".join(inside), *words])
-    return shlex.join([Path(program).name, *words])
+    return shlex.join([*(["python"] if program.endswith(".py") else []), Path(program).name, *words])
 
 
 def _value(value: Any) -> str:
@@ -213,9 +227,9 @@ def _measures(log: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not names:
         return
     some = max(1, min(MOST_LINES, len(lines) // 2))
-    ends = [lines[:some], lines[-some:]]
-    rows = [[f"`{name}`", *(_mean([entry.get(name) for entry in end]) for end in ends)] for name in sorted(names)]
-    yield from _table(["while training", f"first {some} log lines", f"last {some}"], rows)
+    ends = {f"first {some} of {len(lines)} log lines": lines[:some], f"last {some}": lines[-some:]}
+    rows = [[f"`{name}`", *(_mean([entry.get(name) for entry in end]) for end in ends.values())] for name in names]
+    yield from _table(["while training", *ends], sorted(rows))
     yield "Means over sampled training rollouts, ± standard error over log lines; not a test of the model."
 
 
