@@ -152,6 +152,7 @@ def case_tokens_that_may_not_write(bench):
 
     scope = {"entity": {"type": "user", "name": "me"}, "permissions": ["repo.content.read"]}
     other = {"entity": {"type": "org", "name": "lab"}, "permissions": ["repo.write"]}
+    one_repo = {"entity": {"type": "model", "name": "me/zoom"}, "permissions": ["repo.write"]}
     for number, (token, name, said) in enumerate(
         [
             ({"role": "read"}, "zoom", "may only read"),
@@ -160,6 +161,7 @@ def case_tokens_that_may_not_write(bench):
                 "zoom",
                 "has no `repo.write` for 'me'",
             ),
+            ({"role": "fineGrained", "fineGrained": {"scoped": [one_repo]}}, "other", "has no `repo.write`"),
             ({"role": "write"}, "stranger/zoom", "belongs to 'stranger', and the token to 'me'"),
             ({"role": "write"}, "club/zoom", "may only read in the organisation 'club'"),
         ]
@@ -169,7 +171,8 @@ def case_tokens_that_may_not_write(bench):
             prepare_push(args_of(bench.directory, hub_token=f"hf_{number}", hub_model_id=name))
     assert bench.stub.repositories == {}
     prepare_push(args_of(bench.directory, hub_token="hf_1", hub_model_id="lab/zoom"))  # there it may
-    assert list(bench.stub.repositories) == ["lab/zoom"]
+    prepare_push(args_of(bench.directory, hub_token="hf_2"))
+    assert list(bench.stub.repositories) == ["lab/zoom", "me/zoom"]
 
 
 def case_a_hub_that_can_not_be_asked(bench):

@@ -61,7 +61,7 @@ def test_every_published_set_has_a_card():
 
 
 def test_pushing_is_told_as_it_is(tmp_path):
-    """The options that the page names exist, the files that stay here are those of the `.gitignore`, commands parse."""
+    """Its options and strategies exist, its private files stand in `.gitignore`, its commands parse."""
     from mgpo_trl import push
     from mgpo_trl.hub import leave_out_private
 

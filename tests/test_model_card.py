@@ -237,6 +237,24 @@ def test_the_trainer_writes_it(make_trainer, tmp_path):
     assert data["datasets"] == ["lab/doors"] and data["tags"][-1] == "doors"
 
 
+def test_no_picture_where_none_is_wanted(make_trainer, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rollouts.png").write_bytes(b"of an earlier run")
+    trainer = make_trainer(card_picture=False)
+    trainer.train()
+    trainer.create_model_card()
+    assert not (tmp_path / "run" / "rollouts.png").exists() and trainer._pictured == []
+
+
+def test_a_card_that_can_not_be_written_does_not_stop_a_training(make_trainer, tmp_path, caplog):
+    other = tmp_path / "run" / "notes"
+    other.mkdir(parents=True)
+    (other / "report.json").write_text("[]")  # of something else
+    make_trainer(save_strategy="steps", save_steps=1).train()
+    assert "The model card in" in caplog.text and "was not written" in caplog.text
+    assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
 def test_a_saved_model_names_its_coordinates(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.save_model()

@@ -127,8 +127,9 @@ def _permission_problems(user: dict, name: str) -> Iterator[str]:
     wanted = f"Make one of the kind `write` at {_endpoint()}/settings/tokens; `hf auth login` or HF_TOKEN takes it."
     if token.get("role") == "read":
         yield f"The token of '{me}' may only read. {wanted}"
+    names = {owner, f"{owner}/{name.split('/')[-1]}"}
     scopes = (token.get("fineGrained") or {}).get("scoped")
-    if token.get("role") == "fineGrained" and scopes is not None and not _may_write(scopes, {owner, name}):
+    if token.get("role") == "fineGrained" and scopes is not None and not _may_write(scopes, names):
         yield f"The fine-grained token of '{me}' has no `repo.write` for '{owner}'. {wanted}"
 
 
@@ -227,8 +228,8 @@ def telling_failure(directory: str | os.PathLike, repo_id: str | None, revision:
         yield
     except Exception as error:
         raise PushError(
-            f"The push to '{repo_id}' did not finish ({_said(error)}). What was saved lies in '{directory}'; "
-            f"push it again, what has arrived is not sent twice:\n    {push_command(directory, repo_id, revision)}"
+            f"The push to '{repo_id or 'the Hub'}' did not finish ({_said(error)}). What was saved lies in "
+            f"'{directory}'; push it again, what has arrived is not sent twice:\n    {push_command(directory, repo_id, revision)}"
         ) from error
 
 

@@ -28,7 +28,15 @@ from .image_loading import ImageLoader
 from .launch_checks import check_launch
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
-from .model_card import PAPER, STATE_FILE, base_license, draw_rollouts, pick_rollouts, record_run, write_card
+from .model_card import (
+    PAPER,
+    STATE_FILE,
+    base_license,
+    draw_rollouts,
+    drop_picture,
+    pick_rollouts,
+    write_training_card,
+)
 from .out_of_memory import Load, memory_advice
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import check_model_type, check_processor, vision_token_ids
@@ -566,13 +574,16 @@ class MGPOTrainer(GRPOTrainer):
         output_dir, base_model = self.args.output_dir, get_config_model_id(self.model.config)
         self.conversation.save(output_dir)  # a push while training takes the files that lie here
         self.state.save_to_json(os.path.join(output_dir, STATE_FILE))
-        record_run(output_dir, self.args, self.conversation, base_model)
-        draw_rollouts(self._pictured, output_dir, f"training, step {self.state.global_step}")
-        write_card(
-            output_dir,
+        if self.args.card_picture:
+            draw_rollouts(self._pictured, output_dir, f"training, step {self.state.global_step}")
+        else:
+            drop_picture(output_dir)
+        write_training_card(
+            self.args,
+            self.conversation,
+            base_model,
             name=model_name,
             repo_id=self.hub_model_id,
-            base_model=base_model,
             dataset=dataset_name,
             license=base_license(base_model) if self.args.push_to_hub else None,
             tags=[tags] if isinstance(tags, str) else tags,

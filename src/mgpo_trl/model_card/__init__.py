@@ -6,6 +6,7 @@ What the Hub page of a trained model says, made from the files in its directory 
 results. A section whose file is missing is left out: the card says nothing that no file says.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from ..conversation import Conversation
 from ..prompts import PROTOCOL_VERSION
 from ..records import RUN_FILE, read_run, run_record, write_atomically, write_run
 from .facts import PAPER, STATE_FILE, CardFacts, base_license, is_hub_id, keep_reports, read_facts
-from .picture import draw_rollouts, pick_rollouts
+from .picture import draw_rollouts, drop_picture, pick_rollouts
 from .text import WRITTEN_BY, format_card
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
@@ -34,6 +37,27 @@ def write_card(directory: str | os.PathLike, **known: Any) -> Path:
     path = Path(directory, CARD_FILE)
     write_atomically(path, format_card(read_facts(directory, **known)).encode())
     return path
+
+
+def write_training_card(args, conversation: Conversation, base_model: str | None, **known: Any) -> Path | None:
+    """
+    [`write_card`] while training, when checkpoints are saved: where that fails, the training goes on with a warning.
+
+    Args:
+        args ([`~mgpo_trl.MGPOConfig`]): Options of the training; the card goes to its output directory.
+        conversation ([`~mgpo_trl.conversation.Conversation`]): Its conversation.
+        base_model (`str`, *optional*): What it started from.
+        **known: As in [`write_card`].
+
+    Returns:
+        `Path`: The card; `None` where it was not written.
+    """
+    try:
+        record_run(args.output_dir, args, conversation, base_model)
+        return write_card(args.output_dir, base_model=base_model, **known)
+    except Exception as error:
+        logger.warning("The model card in '%s' was not written (%r).", args.output_dir, error)
+        return None
 
 
 def record_run(directory: str | os.PathLike, args, conversation: Conversation, base_model: str | None) -> None:
@@ -68,6 +92,6 @@ def is_ours(directory: str | os.PathLike) -> bool:
 
 
 __all__ = [
-    "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "draw_rollouts", "format_card", "is_hub_id",
-    "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card",
+    "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "draw_rollouts", "drop_picture", "format_card",
+    "is_hub_id", "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card", "write_training_card",
 ]  # fmt: skip

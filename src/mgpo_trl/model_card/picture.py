@@ -51,5 +51,10 @@ def draw_rollouts(rollouts: Sequence[Rollout], directory: str | os.PathLike, lab
     picture.save(Path(directory, PICTURES[-1]))
 
 
+def drop_picture(directory: str | os.PathLike) -> None:
+    """Take `rollouts.png` away, which an earlier run may have left: it would be pushed."""
+    Path(directory, PICTURES[-1]).unlink(missing_ok=True)
+
+
 def _opened(image: Image.Image | LateImage) -> Image.Image:
     return image.decoded if isinstance(image, LateImage) else image
