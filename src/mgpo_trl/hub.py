@@ -229,7 +229,8 @@ def telling_failure(directory: str | os.PathLike, repo_id: str | None, revision:
     except Exception as error:
         raise PushError(
             f"The push to '{repo_id or 'the Hub'}' did not finish ({_said(error)}). What was saved lies in "
-            f"'{directory}'; push it again, what has arrived is not sent twice:\n    {push_command(directory, repo_id, revision)}"
+            f"'{directory}'; push it again, what has arrived is not sent twice:\n"
+            f"    {push_command(directory, repo_id, revision)}"
         ) from error
 
 
@@ -255,6 +256,6 @@ def _endpoint() -> str:
 
 
 def _said(error: BaseException) -> str:
-    """The first line of an error, and of what caused it."""
-    cause = f", {_said(error.__cause__)}" if error.__cause__ is not None else ""
+    """The first line of an error; an upload that failed says why in its cause only."""
+    cause = f" {_said(error.__cause__)}" if isinstance(error, RuntimeError) and error.__cause__ is not None else ""
     return (str(error).strip().splitlines() or [type(error).__name__])[0] + cause

@@ -93,5 +93,6 @@ def is_ours(directory: str | os.PathLike) -> bool:
 
 __all__ = [
     "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "draw_rollouts", "drop_picture", "format_card",
-    "is_hub_id", "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card", "write_training_card",
+    "is_hub_id", "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card",
+    "write_training_card",
 ]  # fmt: skip
