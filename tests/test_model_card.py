@@ -153,6 +153,19 @@ def test_reports_are_kept_with_the_model(directory, tmp_path_factory):
         keep_reports(directory, [directory])
 
 
+def test_figures_of_an_earlier_model_do_not_count(directory):
+    """They lie in the same directory, from before this training began."""
+    report = {"dataset": "vstar", "n": 191, "accuracy": {"strict": 0.5, "stderr": {"strict": None}}}
+    kept = directory / "evaluations"
+    kept.mkdir()
+    (kept / "old.json").write_text(json.dumps(report))
+    (directory / "rollouts.png").write_bytes(b"")
+    for time, shown in (("2020-01-01T00:00:00+00:00", True), ("2100-01-01T00:00:00+00:00", False)):
+        (directory / "run.json").write_text(json.dumps({**RUN, "time": time}))
+        card = card_of(directory)
+        assert ("## Results" in card) is shown and ("rollouts.png" in card) is shown
+
+
 def test_the_built_in_tasks_figures(directory):
     part = {"accuracy": 0.5, "hit_rate": None, "valid_ratio": 1.0}
     part |= {f"{name}_stderr": None if value is None else 0.022 for name, value in part.items()}

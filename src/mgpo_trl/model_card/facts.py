@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,16 @@ class CardFacts:
 
 
 def read_facts(directory: str | os.PathLike, **known: Any) -> CardFacts:
-    """What the files in a directory say about its model; arguments as in [`write_card`]."""
+    """
+    What the files in a directory say about its model; arguments as in [`write_card`]. Figures and pictures from before
+    the training began are of another model that was saved here, and do not count.
+    """
     directory = Path(directory)
     run = read_run(directory) if (directory / RUN_FILE).is_file() else {}
     config = run.get("config") or {}
     state = _json(directory / STATE_FILE) or {}
     adapter = _json(directory / ADAPTER_CONFIG)
+    since = _start(run)
     base = (adapter or {}).get("base_model_name_or_path") or config.get("model", {}).get("model_name_or_path")
     facts = {
         "name": directory.absolute().name,
@@ -95,21 +100,30 @@ def read_facts(directory: str | os.PathLike, **known: Any) -> CardFacts:
         run=run,
         log=state.get("log_history") or (),
         steps=state.get("global_step"),
-        result=_json(directory / RESULT_FILE),
-        reports=_reports(directory),
-        picture=next((name for name in PICTURES if (directory / name).is_file()), None),
+        result=_json(directory / RESULT_FILE, since),
+        reports=_reports(directory, since),
+        picture=next((name for name in PICTURES if _is_current(directory / name, since)), None),
         **facts,
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _start(run: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(run["time"]).timestamp() if run.get("time") else 0.0
 
 
-def _reports(directory: Path) -> list[dict[str, Any]]:
+def _is_current(path: Path, since: float) -> bool:
+    return path.is_file() and path.stat().st_mtime >= since
+
+
+def _json(path: Path, since: float = 0.0) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if _is_current(path, since) else None
+
+
+def _reports(directory: Path, since: float) -> list[dict[str, Any]]:
     """Reports of evaluations in the directory, but those that `result.json` sums up."""
     found = sorted([*directory.glob(f"*/{REPORT_FILE}"), *directory.glob(f"{EVALUATIONS}/*.json")])
-    return [_json(path) for path in found if not path.parent.name.startswith("heldout_")]
+    others = [path for path in found if not path.parent.name.startswith("heldout_")]
+    return [report for path in others if (report := _json(path, since)) is not None]
 
 
 def keep_reports(directory: str | os.PathLike, evaluations: Sequence[str | os.PathLike]) -> None:
