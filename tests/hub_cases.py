@@ -296,12 +296,12 @@ def case_private_and_on_a_branch(bench):
 
 
 def case_rollouts_of_private_data_stay_here(bench):
-    bench.output.mkdir()
-    (bench.output / "eval").mkdir()
+    (bench.output / "eval").mkdir(parents=True)
     for name in ("rollouts.jsonl", "pictures.jsonl", "rollouts.html", "eval/rollouts.jsonl", "eval/report.html"):
         (bench.output / name).write_text("private")
-    bench.train()
+    bench.train("--log_completions", "true")
     files = bench.stub.files("me/zoom")
+    assert list((bench.output / "completions").iterdir()) and not [name for name in files if "completions" in name]
     assert ".gitignore" in files and not [name for name, data in files.items() if data == b"private"]
     (bench.output / ".gitignore").write_text("rollouts.jsonl\n")
     push_again(bench)

@@ -138,7 +138,7 @@ class HubStub:
                 {
                     "path": one["path"],
                     "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
-                    "shouldIgnore": any(fnmatch(one["path"].split("/")[-1], pattern) for pattern in ignored),
+                    "shouldIgnore": any(_is_ignored(one["path"], pattern) for pattern in ignored),
                     "oid": _oid(one["path"], files[one["path"]]) if one["path"] in files else None,
                 }
                 for one in wanted["files"]
@@ -210,6 +210,12 @@ class HubStub:
             raise Reply(404, {"error": "no file"}, **{"X-Error-Code": "EntryNotFound", **headers})
         etag = hashlib.sha256(files[name]).hexdigest()
         raise Reply(200, files[name], ETag=f'"{etag}"', **headers)
+
+
+def _is_ignored(path, pattern):
+    """The simple patterns of git: a name at any depth, a folder with everything in it."""
+    *folders, name = path.split("/")
+    return pattern[:-1] in folders if pattern.endswith("/") else fnmatch(name, pattern)
 
 
 def _oid(path, data):

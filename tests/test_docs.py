@@ -71,7 +71,9 @@ def test_pushing_is_told_as_it_is(tmp_path):
     assert len(named) >= 7 and [option for option in named if option not in help_text] == []
     assert set(re.findall(r"^- `(\w+)`", text, re.MULTILINE)) == {strategy.value for strategy in HubStrategy}
     leave_out_private(tmp_path)
-    assert all(name in (tmp_path / ".gitignore").read_text() for name in ("rollouts.jsonl", "pictures.jsonl"))
+    assert all(
+        name in (tmp_path / ".gitignore").read_text() for name in ("rollouts.jsonl", "pictures.jsonl", "completions/")
+    )
     pushes = [words for words in lines_of(ROOT / "docs" / "hub.md") if words[2:3] == ["mgpo_trl.push"]]
     assert len(pushes) == 3
     for words in pushes:

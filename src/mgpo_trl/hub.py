@@ -24,6 +24,7 @@ rollouts.jsonl
 pictures.jsonl
 rollouts.html
 report.html
+completions/
 """
 LATER = "Or train without `--push_to_hub`, and push later: `python -m mgpo_trl.push DIRECTORY --repo_id OWNER/NAME`."
 
