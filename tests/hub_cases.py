@@ -72,7 +72,7 @@ def refused(*said):
     from mgpo_trl.hub import PushError
 
     with pytest.raises(PushError) as caught:
-        yield
+        yield caught
     for words in said:
         assert words in str(caught.value), str(caught.value)
 
@@ -115,6 +115,12 @@ def case_without_a_token(bench):
     os.environ.pop("HF_TOKEN")
     with refused("there is none", "hf auth login", "HF_TOKEN", "/settings/tokens", "push later"):
         prepare_push(args_of(bench.directory))
+    bench.output.mkdir()
+    for name in ("config.json", "conversation.json"):
+        (bench.output / name).write_text("{}")
+    with refused("there is none") as told:
+        push_again(bench)
+    assert "--push_to_hub" not in str(told.value), "it is not a training that was asked for"
     assert bench.stub.requests == []
     prepare_push(args_of(bench.directory, push_to_hub=False))
     prepare_push(args_of(bench.directory, hub_token="hf_writer"))

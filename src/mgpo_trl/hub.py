@@ -47,12 +47,15 @@ def prepare_push(args) -> None:
     if not args.push_to_hub:
         return
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    check_online()
-    token = find_token(args.hub_token)
-    if args.process_index == 0:
-        check_token(token, name)
-        args.hub_model_id = open_repository(name, token, args.hub_private_repo, args.hub_revision)
-        leave_out_private(args.output_dir)
+    try:
+        check_online()
+        token = find_token(args.hub_token)
+        if args.process_index == 0:
+            check_token(token, name)
+            args.hub_model_id = open_repository(name, token, args.hub_private_repo, args.hub_revision)
+            leave_out_private(args.output_dir)
+    except PushError as error:
+        raise PushError(f"{error} {LATER}") from error.__cause__
 
 
 def check_online() -> None:
@@ -60,7 +63,7 @@ def check_online() -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise PushError(f"`--push_to_hub` needs the Hub, and HF_HUB_OFFLINE is set. Unset it. {LATER}")
+        raise PushError("A push needs the Hub, and HF_HUB_OFFLINE is set. Unset it.")
 
 
 def find_token(token: str | None = None) -> str:
@@ -70,8 +73,8 @@ def find_token(token: str | None = None) -> str:
     token = token or get_token()
     if not token:
         raise PushError(
-            "`--push_to_hub` needs a token of the Hub, and there is none. Make one that may write at "
-            f"{_endpoint()}/settings/tokens, then run `hf auth login` or set HF_TOKEN. {LATER}"
+            "A push needs a token of the Hub, and there is none. Make one that may write at "
+            f"{_endpoint()}/settings/tokens, then run `hf auth login` or set HF_TOKEN."
         )
     return token
 
@@ -100,17 +103,17 @@ def check_token(token: str, name: str) -> None:
         if status in (401, 403):
             raise PushError(
                 f"The Hub at {_endpoint()} does not accept the token ({status}). Run `hf auth login` again, or set "
-                f"HF_TOKEN to a valid one; HF_TOKEN goes before what `hf auth login` stored. {LATER}"
+                "HF_TOKEN to a valid one; HF_TOKEN goes before what `hf auth login` stored."
             ) from error
         raise _unreachable(error) from error
     except Exception as error:  # of the network, whatever the client of this version raises
         raise _unreachable(error) from error
     for problem in _permission_problems(user, name):
-        raise PushError(f"{problem} {LATER}")
+        raise PushError(problem)
 
 
 def _unreachable(error: Exception) -> PushError:
-    return PushError(f"The Hub at {_endpoint()} could not be asked ({_said(error)}). Check the network. {LATER}")
+    return PushError(f"The Hub at {_endpoint()} could not be asked ({_said(error)}). Check the network.")
 
 
 def _permission_problems(user: dict, name: str) -> Iterator[str]:
@@ -119,8 +122,8 @@ def _permission_problems(user: dict, name: str) -> Iterator[str]:
     organisations = {org.get("name"): org.get("roleInOrg") for org in user.get("orgs") or []}
     if owner != me and owner not in organisations:
         yield (
-            f"'{name}' belongs to '{owner}', and the token to '{me}', who is not in that organisation. Give "
-            f"`--hub_model_id {me}/{name.split('/')[-1]}`, or the token of a member."
+            f"'{name}' belongs to '{owner}', and the token to '{me}', who is not in that organisation. Push to "
+            f"'{me}/{name.split('/')[-1]}', or give the token of a member."
         )
     if organisations.get(owner) == "read":
         yield f"'{me}' may only read in the organisation '{owner}'. Ask for the right to write, or push to '{me}'."
@@ -167,13 +170,13 @@ def open_repository(name: str, token: str, private: bool | None = None, revision
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     except Exception as error:  # of the Hub, the network, or a name that is none
         raise PushError(
-            f"The repository '{name}' can not be opened at {_endpoint()} ({_said(error)}). Give another "
-            f"`--hub_model_id`, or a token that may write there. {LATER}"
+            f"The repository '{name}' can not be opened at {_endpoint()} ({_said(error)}). Give another name "
+            "(`--hub_model_id`), or a token that may write there."
         ) from error
     if is_private is False:
         raise PushError(
             f"'{repo_id}' is there and public, and a private repository was asked for: that option makes new ones "
-            f"only. Make it private at {_endpoint()}/{repo_id}/settings, or give another `--hub_model_id`."
+            f"only. Make it private at {_endpoint()}/{repo_id}/settings, or give another name."
         )
     return repo_id
 
