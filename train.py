@@ -14,6 +14,7 @@ import sys
 def main(arguments: list[str]) -> None:
     """Parse, load the rows, train, save, push."""
     from mgpo_trl import scripts
+    from mgpo_trl.hub import prepare_push
 
     if {"-h", "--help"} & set(arguments):
         print(scripts.training_help())
@@ -31,13 +32,11 @@ def main(arguments: list[str]) -> None:
 
         run_builtin(script_args, args, model_args)
         return
+    prepare_push(args)
     train, evaluation = scripts.open_training_sets(script_args, args)
     trainer = scripts.build_trainer(script_args, args, model_args, train, evaluation)
     trainer.train(resume_from_checkpoint=scripts.resume_point(args))
-    trainer.save_model(args.output_dir)
-    trainer.accelerator.print(f"Model saved to {args.output_dir}.")
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    scripts.save_and_publish(trainer, script_args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import re
 import pytest
 from commands import ROOT
 from test_readme import FENCE, commands_of
+from transformers.trainer_utils import HubStrategy
 from trl import TrlParser
 
-from mgpo_trl import scripts
+from mgpo_trl import MGPOConfig, scripts
 from mgpo_trl.data.benchmarks import BENCHMARKS
 from mgpo_trl.evaluation.arguments import EvalArguments
 
@@ -57,3 +58,24 @@ def test_python_snippets_compile(path):
 def test_every_published_set_has_a_card():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert [name for name in BENCHMARKS if f"`{name}`" not in text and f"--dataset {name}" not in text] == []
+
+
+def test_pushing_is_told_as_it_is(tmp_path):
+    """Its options and strategies exist, its private files stand in `.gitignore`, its commands parse."""
+    from mgpo_trl import push
+    from mgpo_trl.hub import leave_out_private
+
+    text = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    help_text = TrlParser((scripts.MGPOScriptArguments, MGPOConfig)).format_help()
+    named = set(re.findall(r"`(--(?:hub_|card_)\w+)", text))
+    assert len(named) >= 7 and [option for option in named if option not in help_text] == []
+    assert set(re.findall(r"^- `(\w+)`", text, re.MULTILINE)) == {strategy.value for strategy in HubStrategy}
+    leave_out_private(tmp_path)
+    assert all(
+        name in (tmp_path / ".gitignore").read_text() for name in ("rollouts.jsonl", "pictures.jsonl", "completions/")
+    )
+    pushes = [words for words in lines_of(ROOT / "docs" / "hub.md") if words[2:3] == ["mgpo_trl.push"]]
+    assert len(pushes) == 3
+    for words in pushes:
+        with pytest.raises(ValueError, match="There is no model in 'outputs/run'"):
+            push.main(words[3:])

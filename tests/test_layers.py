@@ -14,13 +14,13 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "points": 0, "layouts": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1, "adapters": 1,
-    "launch_checks": 1, "vision_features": 1, "out_of_memory": 1,
+    "launch_checks": 1, "vision_features": 1, "out_of_memory": 1, "hub": 1,
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "memory": 3, "evaluation": 3, "merging": 3,
     "builtin": 4,
-    "scripts": 5, "inference": 5,
+    "scripts": 5, "inference": 5, "push": 5,
     "integrations": 6,
     "preflight": 6,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
@@ -29,6 +29,7 @@ SIBLINGS = {
     ("image_loading", "images"),
     ("points", "boxes"),
     ("mgpo_config", "round_options"),
+    ("model_card", "conversation"),
     ("builtin.__main__", "builtin.run"),
 }
 """Pairs inside one layer, in the only direction that they go."""
@@ -48,7 +49,7 @@ NO_TORCH = [
     "out_of_memory",
 ]
 NO_TORCH += ["processing", "adapters", "layouts", "rollout_metrics", "round_options", "conversation", "evaluation"]
-NO_TORCH += ["gallery", "scripts"]
+NO_TORCH += ["gallery", "scripts", "hub", "model_card", "push"]
 
 
 def key_of(module):

@@ -13,7 +13,6 @@ from packaging.version import Version
 from PIL import Image
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
@@ -37,6 +36,8 @@ SIGNATURES = {
     "_load_best_model": [],
     "_save": ["output_dir", "state_dict"],
     "_save_rng_state": ["output_dir"],
+    "create_model_card": ["model_name", "dataset_name", "tags"],
+    "_push_from_checkpoint": ["checkpoint_folder"],
 }  # fmt: skip
 LOGPS = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 LOGPS_IMAGES = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}
@@ -208,10 +209,12 @@ def test_a_resumed_run_tells_how_many_batches_of_its_epoch_are_done():
     assert "self._step % generate_every == 0 or self._buffered_inputs is None" in source(GRPOTrainer._prepare_inputs)
 
 
-def test_the_model_card_reads_our_names():
-    text = source(grpo_trainer._BaseTrainer.create_model_card)
-    for name in ("_name", "_paper", "_tag_names"):
-        assert f"self.{name}" in text, f"the model card no longer reads {name}"
+def test_a_card_is_written_with_every_checkpoint_and_before_every_push():
+    assert "self.create_model_card(model_name=model_name) super()._save_checkpoint" in source(GRPOTrainer)
+    text = source(Trainer.push_to_hub)
+    assert text.index("self.save_model(_internal_call=True)") < text.index("self.create_model_card(")
+    assert text.index("self.create_model_card(") < text.index("upload_folder(")
+    assert "self.push_in_progress.jobs.extend(push_jobs)" in source(Trainer._push_from_checkpoint)
 
 
 def test_full_weights_are_loaded_where_we_step_in():

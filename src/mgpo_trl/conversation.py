@@ -8,6 +8,7 @@ from pathlib import Path
 from .boxes import resolve_coordinates
 from .processing import VisionChat, parse_pixels
 from .prompts import PROTOCOL_VERSION, PromptTemplate
+from .records import write_atomically
 from .rollout import RoundTemplate
 
 CONVERSATION_FILE = "conversation.json"
@@ -70,7 +71,7 @@ class Conversation:
     def save(self, directory: str | os.PathLike) -> None:
         """Write `conversation.json` into `directory`."""
         record = {**asdict(self), "protocol_version": PROTOCOL_VERSION}
-        Path(directory, CONVERSATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_atomically(Path(directory, CONVERSATION_FILE), (json.dumps(record, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "Conversation | None":

@@ -125,6 +125,28 @@ def batch_hint(args, error: ValueError) -> str:
     )
 
 
+def check_whole_models(args, environment: Mapping[str, str] | None = None) -> None:
+    """
+    Refuse launches that shard the model, for work that needs all of it on every process.
+
+    Args:
+        args ([`~mgpo_trl.MGPOConfig`]): The options.
+        environment (`Mapping[str, str]`, *optional*): What the launcher set; the process's own by default.
+
+    Raises:
+        ValueError: ZeRO-3 or FSDP.
+    """
+    plugin = args.deepspeed_plugin
+    zero = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+    fsdp = _is_true(os.environ if environment is None else environment, "ACCELERATE_USE_FSDP")
+    if zero.get("stage") == 3 or fsdp:
+        raise ValueError(
+            f"The built-in task can not be played with {'FSDP' if fsdp else 'ZeRO-3'}, which shards its small model. "
+            "Launch with ds_configs/multi_gpu.yaml or ds_configs/zero2.yaml, or name a model with "
+            "`--model_name_or_path`."
+        )
+
+
 def check_resume(directory: str | os.PathLike, args, *, environment: Mapping[str, str] | None = None) -> None:
     """
     Refuse a checkpoint whose optimizer state this launch can not read: it would be left out, or end in a late error.

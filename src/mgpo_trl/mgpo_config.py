@@ -72,3 +72,7 @@ class MGPOConfig(RoundOptions, GRPOConfig):
                 f"`save_steps` should be a multiple of {window}, got {self.save_steps}: a run that is resumed inside "
                 "a generation window samples its questions again, and is not the uninterrupted run bit for bit."
             )
+
+    def __getstate__(self) -> dict:
+        """Pickled as `training_args.bin`, the options lie beside the weights and are pushed with them: no token."""
+        return {**self.__dict__, "hub_token": None}

@@ -1,9 +1,10 @@
 """`MGPOTrainer`: GRPO over a conversation of fixed rounds, with a crop of the original image between them."""
 
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 
 import torch
 from datasets import Image as ImageFeature
@@ -13,14 +14,29 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer.utils import (
+    get_config_model_id,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
 
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
+from .hub import prepare_push, tell_failed_job, telling_failure
 from .image_loading import ImageLoader
 from .launch_checks import check_launch
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
+from .model_card import (
+    PAPER,
+    STATE_FILE,
+    base_license,
+    draw_rollouts,
+    drop_picture,
+    pick_rollouts,
+    write_training_card,
+)
 from .out_of_memory import Load, memory_advice
 from .packing import grouped_order, install_packed_attention, reorder
 from .processing import SHARED_FAMILIES, check_model_type, check_processor, load_config, vision_token_ids
@@ -78,16 +94,7 @@ class MGPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "mgpo"]
     _name = "MGPO"
-    _paper = {
-        "title": "High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement Learning",
-        "id": "2507.05920",
-        "citation": textwrap.dedent("""\
-            @article{huang2025highresolution,
-                title        = {{High-Resolution Visual Reasoning via Multi-Turn Grounding-Based Reinforcement
-                Learning}}, author       = {Xinyu Huang and Yuhao Dong and Weiwei Tian and Bo Li and Rui Feng and Ziwei
-                Liu}, year         = 2025, eprint       = {arXiv:2507.05920},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -102,6 +109,7 @@ class MGPOTrainer(GRPOTrainer):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
         check_launch(args)
+        prepare_push(args)
         if isinstance(model, str) and is_adapter(model):
             model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
             model_name = model.config._name_or_path
@@ -134,6 +142,8 @@ class MGPOTrainer(GRPOTrainer):
         self.template = self.conversation.template(
             processing_class, self.model.config.model_type, end_ids=self.eos_token_ids
         )
+        # A saved model says how it writes boxes, not that this follows from its family.
+        self.conversation = replace(self.conversation, coordinates=self.template.coordinates)
         self.chat = self.template.chat
         # TRL builds the tensors of images that join during the rollout only where tools are set. One round adds no
         # image, and TRL would then render the tools into its prompt.
@@ -147,6 +157,7 @@ class MGPOTrainer(GRPOTrainer):
         if args.dataloader_num_workers == 0:  # the loader fetches a batch while the one before it is trained on
             self.data_collator = self._begin_images
         self._rollouts: list[Rollout] = []
+        self._pictured: list[Rollout] = []
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._facts: RolloutFacts | None = None
@@ -245,6 +256,8 @@ class MGPOTrainer(GRPOTrainer):
         output["loads"] = [_load(rollout) for rollout in self._rollouts]
         output["num_items_in_batch"] = self.accelerator.gather(weights.sum()).sum()
         self._log_rollouts("train" if self.model.training else "eval")
+        if self.args.card_picture and self.model.training:
+            self._pictured = pick_rollouts(self._rollouts)
         self._rollouts, self._features, self._sampler, self._crops = [], None, None, None
         return output
 
@@ -557,6 +570,45 @@ class MGPOTrainer(GRPOTrainer):
         super()._save(output_dir, self._without_copies(state_dict))
         if self.args.should_save:
             self.conversation.save(output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """The card of [`~mgpo_trl.model_card`] in place of TRL's, and the files that it is made from."""
+        if not self.is_world_process_zero():
+            return
+        output_dir, base_model = self.args.output_dir, get_config_model_id(self.model.config)
+        self.conversation.save(output_dir)  # a push while training takes the files that lie here
+        self.state.save_to_json(os.path.join(output_dir, STATE_FILE))
+        if self.args.card_picture:
+            draw_rollouts(self._pictured, output_dir, f"training, step {self.state.global_step}")
+        else:
+            drop_picture(output_dir)
+        write_training_card(
+            self.args,
+            self.conversation,
+            base_model,
+            name=model_name,
+            repo_id=self.hub_model_id,
+            dataset=dataset_name,
+            license=base_license(base_model) if self.args.push_to_hub else None,
+            tags=[tags] if isinstance(tags, str) else tags,
+        )
+
+    def push_to_hub(self, *args, **kwargs):
+        """As in Trainer; a push that fails says where the model lies and how to push it again."""
+        with telling_failure(self.args.output_dir, self.hub_model_id, self.args.hub_revision):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """As in Trainer, where a push in the background that fails is never heard of."""
+        known = self._push_jobs()
+        super()._push_from_checkpoint(checkpoint_folder)
+        for job in self._push_jobs():
+            if job not in known:
+                job.add_done_callback(partial(tell_failed_job, args=self.args))
+
+    def _push_jobs(self) -> list:
+        pushing = getattr(self, "push_in_progress", None)
+        return [] if pushing is None else list(pushing.jobs)
 
     def _save_rng_state(self, output_dir):
         """

@@ -43,6 +43,8 @@ class RoundOptions:
             tokens.
         prompts_file (`str`, *optional*):
             YAML file that replaces parts of the conversation template, see [`~mgpo_trl.prompts.PromptTemplate`].
+        card_picture (`bool`, *optional*, defaults to `True`):
+            Draw rollouts of the last training batch, images and questions, for the model card.
         encode_once (`bool`, *optional*, defaults to `True`):
             Compute the vision features of each distinct image once for all rollouts, rounds and passes of a step,
             where the vision tower is frozen.
@@ -91,6 +93,9 @@ class RoundOptions:
     )
     prompts_file: str | None = field(
         default=None, metadata={"help": "YAML file that replaces parts of the conversation template."}
+    )
+    card_picture: bool = field(
+        default=True, metadata={"help": "Show a few training rollouts on the model card, with their images."}
     )
     encode_once: bool = field(
         default=True, metadata={"help": "Encode each distinct image once a step where the vision tower is frozen."}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from .data.benchmarks import find_benchmark
 from .launch_checks import check_launch, check_resume
 from .processing import load_config
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
+
+logger = logging.getLogger(__name__)
 
 REWARDS = {
     reward.__name__: reward for reward in (accuracy_reward, flexible_accuracy_reward, format_reward, point_reward)
@@ -299,6 +302,8 @@ def build_trainer(
         "dtype": model_args.dtype,
         **(args.model_init_kwargs or {}),
     }
+    if args.push_to_hub and (model_args.use_peft or adapter is not None):
+        _warn_of_local_base(name or adapter_base(adapter)[0])
     write_training_record(script_args, args, model_args, train.bad_rows)
     config, old_lora = configuration_of(name, adapter, args, model_args)
     warn_of_memory(config, old_lora, args=args, model_args=model_args, lora_on=script_args.lora_on)
@@ -326,6 +331,35 @@ def configuration_of(name: str | None, adapter: str | None, args, model_args) ->
         name, revision = adapter_base(adapter)
     config = load_config(name, revision=revision, trust_remote_code=args.trust_remote_code)
     return config, None if adapter is None else PeftConfig.from_pretrained(adapter)
+
+
+def _warn_of_local_base(base_model: str) -> None:
+    if os.path.isdir(base_model):
+        logger.warning(
+            f"The adapter will name '{base_model}' as its base model, which nobody else has. Give the model's Hub id "
+            "as `--model_name_or_path`, or push the merged model."
+        )
+
+
+def save_and_publish(trainer, dataset_name: str) -> None:
+    """
+    Save the trained model with its card, and push both where `push_to_hub` asks for it.
+
+    Args:
+        trainer ([`~mgpo_trl.MGPOTrainer`]): A trainer at the end of its training.
+        dataset_name (`str`): What it was trained on.
+
+    Raises:
+        PushError: The push did not finish. The model is saved, and the message names the command that pushes it.
+    """
+    args = trainer.args
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)  # saves first
+        trainer.accelerator.print(f"Model saved to {args.output_dir} and pushed to {trainer.hub_model_id}.")
+        return
+    trainer.save_model(args.output_dir)
+    trainer.create_model_card(dataset_name=dataset_name)
+    trainer.accelerator.print(f"Model saved to {args.output_dir}.")
 
 
 def starting_point(script_args: MGPOScriptArguments, model_args) -> tuple[str | None, str | None]:
@@ -362,6 +396,7 @@ def write_training_record(script_args: MGPOScriptArguments, args, model_args, ba
         min_pixels=args.min_pixels,
         seed=args.seed,
         num_rounds=args.num_rounds,
+        processes=args.world_size,
         protocol_version=PROTOCOL_VERSION,
         bad_rows=bad_rows,
     )

@@ -13,8 +13,10 @@ from ..evaluation.questions import Questions
 from ..evaluation.report import rescore
 from ..evaluation.runner import Player, play_batches
 from ..generation import ModelGenerator
+from ..hub import prepare_push
 from ..image_loading import ImageLoader
 from ..images import open_image
+from ..launch_checks import check_whole_models
 from ..prompts import PROTOCOL_VERSION, load_prompts
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
 from ..viewer import Scene, draw_comparison
@@ -42,8 +44,10 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     Returns:
         `dict`: What `result.json` holds; `None` on processes other than the first.
     """
-    from ..scripts import build_trainer, resume_point
+    from ..scripts import build_trainer, resume_point, save_and_publish
 
+    check_whole_models(args)
+    prepare_push(args)
     started = time.perf_counter()
     level = builtin_level(script_args.dataset_name)
     recipe = RECIPES[level]
@@ -65,28 +69,28 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     trainer.train(resume_from_checkpoint=resume_point(args))
     train_seconds = time.perf_counter() - train_started
     trained = _heldout_report(trainer, heldout.dataset, "trained", recipe.eval_temperature)
-    trainer.save_model(args.output_dir)
-    if not trainer.accelerator.is_main_process:
-        return None
-    result = {
-        "level": level,
-        "num_rounds": args.num_rounds,
-        "decoding": "sampled" if recipe.eval_temperature else "greedy",
-        "base": _figures(base),
-        "trained": _figures(trained),
-        "n": trained["n"],
-        "seed": args.seed,
-        "seconds": {
-            "warm_start": round(warm.seconds, 1),
-            "warm_start_cached": warm.from_cache,
-            "train": round(train_seconds, 1),
-            "total": round(time.perf_counter() - started, 1),
-        },
-        "commit": trained["commit"],
-    }
-    write_json(Path(args.output_dir) / "result.json", result)
-    _draw(Path(args.output_dir), heldout.dataset, level)
-    logger.info("%s", _summary(result, args.output_dir))
+    result = None
+    if trainer.accelerator.is_main_process:
+        result = {
+            "level": level,
+            "num_rounds": args.num_rounds,
+            "decoding": "sampled" if recipe.eval_temperature else "greedy",
+            "base": _figures(base),
+            "trained": _figures(trained),
+            "n": trained["n"],
+            "seed": args.seed,
+            "seconds": {
+                "warm_start": round(warm.seconds, 1),
+                "warm_start_cached": warm.from_cache,
+                "train": round(train_seconds, 1),
+                "total": round(time.perf_counter() - started, 1),
+            },
+            "commit": trained["commit"],
+        }
+        write_json(Path(args.output_dir) / "result.json", result)
+        _draw(Path(args.output_dir), heldout.dataset, level)
+        logger.info("%s", _summary(result, args.output_dir))
+    save_and_publish(trainer, script_args.dataset_name)
     return result
 
 

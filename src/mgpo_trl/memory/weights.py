@@ -1,6 +1,8 @@
 """Bytes of weights, gradients and optimizer, counted on a model without values."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +40,7 @@ def meta_model(config, options: MemoryOptions):
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText
 
-    with torch.device("meta"):
+    with torch.device("meta"), without_zero_init():
         model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, options.dtype))
     if options.lora is None:
         return model
@@ -47,6 +49,19 @@ def meta_model(config, options: MemoryOptions):
         if parameter.requires_grad:
             parameter.data = parameter.data.to(adapter_dtype(options))
     return model
+
+
+@contextmanager
+def without_zero_init() -> Iterator[None]:
+    """While open, transformers makes models without DeepSpeed's ZeRO-3, which would send every weight around."""
+    from transformers.integrations import deepspeed
+
+    known = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = known
 
 
 def adapter_dtype(options: MemoryOptions) -> torch.dtype:

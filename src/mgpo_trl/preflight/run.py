@@ -12,6 +12,7 @@ from ..builtin.tiny import save_tiny
 from ..conversation import Conversation
 from ..data import LoadedRows
 from ..generation import ModelGenerator
+from ..launch_checks import check_whole_models
 from ..memory import GIB, MemoryEstimate, device_bytes, estimate_run
 from ..prompts import load_prompts
 from ..rollout import run_rounds, start_rollouts
@@ -91,6 +92,7 @@ def _settle_model(script_args, args, model_args, directory: Path, report: Prefli
     """The built-in task is looked at with a model of its size: the warm start would take longer than the look."""
     if not is_builtin_run(script_args, model_args):
         return
+    check_whole_models(args)
     with args.main_process_first(local=False, desc="built-in model"):
         model_args.model_name_or_path = str(save_tiny(directory / "model", script_args.dataset_name.split(":")[1]))
     report.add("model", UNSURE, "The built-in model before its warm start: its boxes and answers mean nothing yet.")
