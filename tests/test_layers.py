@@ -16,7 +16,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
-    "shared_prefix": 2, "scoring": 2,
+    "shared_prefix": 2, "scoring": 2, "vllm_rollout": 2, "vllm_server": 0,
     "mgpo_trainer": 3, "evaluation": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5,
