@@ -1,6 +1,8 @@
 """vLLM where it is not installed: an engine that writes what it is told, inside TRL's own code for colocation."""
 
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import torch
 from trl.generation import vllm_generation
@@ -64,6 +66,9 @@ def install(monkeypatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
+    vllm = ModuleType("vllm")
+    vllm.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "LLM", ScriptedEngine, raising=False)
     monkeypatch.setattr(vllm_generation, "SamplingParams", lambda **options: SimpleNamespace(**options), raising=False)

@@ -82,39 +82,51 @@ def session_patch():
 @pytest.fixture(scope="session")
 def make_trainer(model_dir, photos, tmp_path_factory, session_patch):
     """Build an `MGPOTrainer` that samples with vLLM; keyword arguments are options of `MGPOConfig`."""
+    prepare_engine(session_patch)
+    return lambda **options: build_trainer(model_dir, photos, tmp_path_factory.mktemp("run"), **options)
+
+
+def prepare_engine(patch):
+    """Give engines the options of these tests, and leave their weights where others can be loaded in their place."""
     import vllm.model_executor.layers.utils as layers
+
+    from mgpo_trl import vllm_rollout
+
+    options_of = vllm_rollout.engine_options
+    patch.setattr(vllm_rollout, "engine_options", lambda args: {**options_of(args), **ENGINE})
+    patch.setattr(layers, "dispatch_cpu_unquantized_gemm", plain_linear)  # vLLM's own rearranges weights on a CPU
+
+
+def build_trainer(model_dir, photos, output_dir, peft_config=None, **options):
     from datasets import Dataset
     from datasets import Image as ImageFeature
 
-    from mgpo_trl import MGPOConfig, MGPOTrainer, vllm_rollout
+    from mgpo_trl import MGPOConfig, MGPOTrainer
 
-    options_of = vllm_rollout.engine_options
-    session_patch.setattr(vllm_rollout, "engine_options", lambda args: {**options_of(args), **ENGINE})
-    # On the CPU vLLM rearranges weights as it loads them, and could not load others in their place.
-    session_patch.setattr(layers, "dispatch_cpu_unquantized_gemm", plain_linear)
-
-    def make(peft_config=None, **options):
-        args = MGPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("run")),
-            use_vllm=True,
-            vllm_max_model_length=512,
-            max_pixels=MAX_PIXELS,
-            min_pixels=MIN_PIXELS,
-            min_box_side=10,
-            num_generations=2,
-            per_device_train_batch_size=8,
-            gradient_checkpointing=False,
-            max_steps=2,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **{"round_token_budgets": [12, 6], "beta": 0.0, "learning_rate": 1e-3, **options},
-        )
-        rows = Dataset.from_list(photos).cast_column("image", ImageFeature(decode=False))
-        return MGPOTrainer(str(model_dir), reward, args, train_dataset=rows, peft_config=peft_config)
-
-    return make
+    defaults = {
+        "round_token_budgets": [12, 6],
+        "per_device_train_batch_size": 8,
+        "beta": 0.0,
+        "learning_rate": 1e-3,
+    }
+    args = MGPOConfig(
+        output_dir=str(output_dir),
+        use_vllm=True,
+        vllm_max_model_length=512,
+        max_pixels=MAX_PIXELS,
+        min_pixels=MIN_PIXELS,
+        min_box_side=10,
+        num_generations=2,
+        gradient_checkpointing=False,
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **{**defaults, **options},
+    )
+    rows = Dataset.from_list(photos).cast_column("image", ImageFeature(decode=False))
+    return MGPOTrainer(str(model_dir), reward, args, train_dataset=rows, peft_config=peft_config)
 
 
 def reward(completions, **kwargs):
@@ -124,6 +136,18 @@ def reward(completions, **kwargs):
 
 def plain_linear(layer, remove_weight):
     layer.cpu_linear = torch.nn.functional.linear
+
+
+def leave_out_nccl(patch):
+    """Weights travel to a server by NCCL: what needs it does nothing, and the version of the weights is sent alone."""
+    from trl.generation.vllm_client import VLLMClient
+
+    def send_nothing(client, metadata, named_params):
+        client.weight_version = f"weights of {len(metadata)} tensors"
+        client._post(f"{client.base_url}/update_weight_version", json={"new_version": client.weight_version})
+
+    patch.setattr(VLLMClient, "init_communicator", lambda self, device: None)
+    patch.setattr(VLLMClient, "update_named_params", send_nothing)
 
 
 @pytest.fixture

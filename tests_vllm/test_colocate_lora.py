@@ -10,7 +10,7 @@ from peft import LoraConfig
 def trainer(make_trainer):
     targets = r".*language_model.*\.(q_proj|v_proj|down_proj)"
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules=targets, init_lora_weights=False)
-    return make_trainer(adapter, beta=0.01, learning_rate=1e-2)
+    return make_trainer(peft_config=adapter, beta=0.01, learning_rate=1e-2)
 
 
 def test_vllm_has_the_adapter_in_its_weights(trainer, photos):

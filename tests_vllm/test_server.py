@@ -1,36 +1,44 @@
 """
 A vLLM server of its own process, reached through TRL's client.
 
-Weights travel by NCCL, which needs CUDA: joining its group and the broadcast are left out here. So the server keeps the
-weights of the checkpoint, which are those of a trainer that has not made a step.
+Weights travel by NCCL, which needs CUDA: joining its group and the broadcast are left out here. So the server keeps
+the weights of the checkpoint, which are those of a trainer that has not made a step.
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import requests
 import torch
 from against_transformers import BOXES, greedy, logprobs_of, written_boxes
-from conftest import ENGINE, HERE, MAX_PIXELS, MIN_PIXELS, group_rows
-from trl.generation.vllm_client import VLLMClient
+from conftest import ENGINE, HERE, MAX_PIXELS, MIN_PIXELS, group_rows, leave_out_nccl
+from two_processes import run
+
+from mgpo_trl.images import open_image
+from mgpo_trl.processing import vision_token_ids
 
 TOLERANCE = 1e-4
 BUDGET = f'{{"size": {{"shortest_edge": {MIN_PIXELS}, "longest_edge": {MAX_PIXELS}}}}}'
 
 
 def command(model_dir, port):
-    """As in `docs/vllm.md`; the second line is what these tests need on top."""
+    """The command of `docs/vllm.md` with the model and the pixel budget of these tests, and what a CPU needs."""
+    text = (HERE.parent / "docs" / "vllm.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    line = next(line for line in text.splitlines() if line.startswith("VLLM_SERVER_DEV_MODE=1 vllm serve "))
+    model, *options = shlex.split(line)[3:]
+    assert model == "Qwen/Qwen2.5-VL-7B-Instruct"
+    options = [BUDGET if "shortest_edge" in option else option for option in options]
+    assert BUDGET in options
     return [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir), "--port", str(port),
-        "--host", "127.0.0.1", "--max-model-len", "512", "--enable-scale-out",
-        "--weight-transfer-config", '{"backend": "nccl"}',
-        "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1",
-        "--limit-mm-per-prompt", '{"image": 2, "video": 0}', "--mm-processor-kwargs", BUDGET,
+        str(Path(sys.executable).parent / "vllm"), "serve", str(model_dir), *options,
+        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512",
         "--dtype", ENGINE["dtype"], "--enforce-eager", "--block-size", str(ENGINE["block_size"]),
     ]  # fmt: skip
 
@@ -60,7 +68,6 @@ def wait_until_up(process, address, log, seconds=300):
     while time.monotonic() < started + seconds and process.poll() is None:
         try:
             if requests.get(f"{address}/health", timeout=5).ok:
-                print(f"The server was up after {time.monotonic() - started:.0f} seconds.")
                 return
         except requests.RequestException:
             time.sleep(1)
@@ -76,16 +83,9 @@ def kill(process):
 
 @pytest.fixture(scope="module")
 def trainer(server, make_trainer, session_patch):
-    session_patch.setattr(VLLMClient, "init_communicator", lambda self, device: None)
-    session_patch.setattr(VLLMClient, "update_named_params", send_nothing)
+    leave_out_nccl(session_patch)
     options = {"vllm_mode": "server", "vllm_server_base_url": server[1], "vllm_server_timeout": 5.0}
     return make_trainer(**options, learning_rate=0.0)
-
-
-def send_nothing(client, metadata, named_params):
-    """The version that `_finish_weight_update` sends is sent by the route for it alone."""
-    client.weight_version = f"weights of {len(metadata)} tensors"
-    client._post(f"{client.base_url}/update_weight_version", json={"new_version": client.weight_version})
 
 
 def test_rollouts_of_a_server(trainer, photos, figure):
@@ -102,8 +102,8 @@ def test_rollouts_of_a_server(trainer, photos, figure):
     assert same < TOLERANCE
     for number, budget in ((1, 12), (2, 6)):
         assert ((batch["turn_ids"] == number).sum(1)[[1, 2, 5, 6, 7]] <= budget).all()
-    images = torch.tensor([one for one in range(7)])
-    assert not torch.isin(batch["completion_ids"][sampled], images[3:]).any(), "a vision token was sampled"
+    vision = torch.tensor(vision_token_ids(trainer.model.config))
+    assert not torch.isin(batch["completion_ids"][sampled], vision).any()
 
 
 def test_greedy_turns_of_a_server(trainer, photos):
@@ -118,21 +118,20 @@ def test_training(trainer):
     assert len(log) == 2 and all(entry["sampling/sampling_logp_difference/max"] < 0.1 for entry in log)
 
 
-def test_another_pixel_budget_is_named(trainer, photos):
-    """The first image with a token more than the server has features for."""
-    ids = trainer.chat.prompt_ids(
-        [{"role": "user", "content": [{"type": "image"}]}], [(image := view(trainer, photos))]
-    )
+def test_two_processes_share_a_server(server, model_dir, tmp_path):
+    options = {"vllm_mode": "server", "vllm_server_base_url": server[1], "learning_rate": 0.0}
+    result = run(model_dir, tmp_path, options)
+    assert result["num_processes"] == 2 and len(result["differences"]) == 2 and max(result["differences"]) < 0.1
+    assert result["error"].startswith("vLLM has") and "sample 'photo-2'" in result["error"]
+
+
+def test_another_number_of_features_is_named(trainer, photos):
+    image = trainer.chat.fit(open_image(photos[0]["image"], ""))
+    ids = trainer.chat.prompt_ids([{"role": "user", "content": [{"type": "image"}]}], [image])
     place = ids.index(trainer.chat.image_token_id)
     trainer.vllm_generation.samples = ["photo-0"]
     with pytest.raises(ValueError, match=r"features for the images of sample 'photo-0'.*--mm-processor-kwargs"):
         trainer.vllm_generation.generate([[*ids[:place], ids[place], *ids[place:]]], [[image]], 1)
-
-
-def view(trainer, photos):
-    from mgpo_trl.images import open_image
-
-    return trainer.chat.fit(open_image(photos[0]["image"], ""))
 
 
 def test_other_weights_are_noticed(trainer, photos):

@@ -182,7 +182,8 @@ def check_images(name: str, ours: Sequence[int], theirs: Sequence[int], budget: 
         raise ValueError(
             f"vLLM has {list(theirs)} features for the images of sample {name!r}, which have {list(ours)} "
             "placeholders in its prompt: its processor fits images to another pixel budget. A server is told that of "
-            f"this run with `--mm-processor-kwargs '{budget}'`."
+            f"this run with `--mm-processor-kwargs '{budget}'`; a colocated engine has it, so look for another "
+            "version of vLLM than the pinned one."
         )
 
 
