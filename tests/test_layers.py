@@ -10,13 +10,14 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "mgpo_trl"
 
 LAYERS = {  # a module imports from its own package or from lower layers only
+    "vllm_server": 0, "vllm_rollout": 2,
     "boxes": 0, "geometry": 0, "images": 0, "prompts": 0, "answers": 0, "records": 0, "loss_utils": 0, "samplers": 0,
     "points": 0,
     "image_loading": 0, "packing": 0,
     "rollout": 1, "rewards": 1, "data": 1, "viewer": 1, "processing": 1,
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
-    "shared_prefix": 2, "scoring": 2, "vllm_rollout": 2, "vllm_server": 0,
+    "shared_prefix": 2, "scoring": 2,
     "mgpo_trainer": 3, "evaluation": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5,
