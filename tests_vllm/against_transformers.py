@@ -24,7 +24,7 @@ def written_boxes(trainer):
         seen, ids, logprobs, others = generate(prompts, images, num_generations, profiler)
         if len(images[0]) == 1:
             for row, box in BOXES.items():
-                text = format_box(box, images[row][0].size, "absolute", "card")
+                text = format_box(box, images[row][0].size, trainer.template.coordinates, "card")
                 ids[row] = [*trainer._tokenizer(text)["input_ids"], trainer._tokenizer.eos_token_id]
                 logprobs[row] = [[0.0]] * len(ids[row])
         return seen, ids, logprobs, others

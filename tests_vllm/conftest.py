@@ -106,6 +106,8 @@ def build_trainer(model_dir, photos, output_dir, peft_config=None, **options):
     defaults = {
         "round_token_budgets": [12, 6],
         "per_device_train_batch_size": 8,
+        "max_pixels": MAX_PIXELS,
+        "min_pixels": MIN_PIXELS,
         "beta": 0.0,
         "learning_rate": 1e-3,
     }
@@ -113,8 +115,6 @@ def build_trainer(model_dir, photos, output_dir, peft_config=None, **options):
         output_dir=str(output_dir),
         use_vllm=True,
         vllm_max_model_length=512,
-        max_pixels=MAX_PIXELS,
-        min_pixels=MIN_PIXELS,
         min_box_side=10,
         num_generations=2,
         gradient_checkpointing=False,
