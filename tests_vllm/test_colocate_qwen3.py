@@ -1,6 +1,5 @@
 """Qwen3-VL: other placeholders and patches, coordinates of 0 to 1000, vision features in several language layers."""
 
-
 import pytest
 from against_transformers import BOXES, greedy, logprobs_of, written_boxes
 from conftest import HERE, build_trainer, group_rows, prepare_engine

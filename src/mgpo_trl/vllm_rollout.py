@@ -197,7 +197,8 @@ def check_length(name: str, ids: Sequence[int], longest: int) -> None:
     if len(ids) >= longest:
         raise ValueError(
             f"The conversation of sample {name!r} has {len(ids)} tokens before its next turn, and vLLM takes "
-            f"{longest} in all. Raise `vllm_max_model_length`, or lower `max_pixels` or `round_token_budgets`."
+            f"{longest} in all. Raise `vllm_max_model_length` (a server's `--max-model-len`), or lower `max_pixels` "
+            "or `round_token_budgets`."
         )
 
 
