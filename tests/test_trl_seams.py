@@ -13,6 +13,8 @@ from packaging.version import Version
 from PIL import Image
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
@@ -229,3 +231,32 @@ def test_the_config_still_has_what_ours_builds_on():
     ours = set(RoundOptions.__dataclass_fields__) | set(vars(MGPOConfig)["__annotations__"])
     shared = {"beta", "max_completion_length", "lr_scheduler_type"}
     assert ours & theirs == shared, "TRL has an option of the same name as one of ours now"
+
+
+def test_vllm_is_built_from_names_that_we_replace():
+    assert "self.vllm_generation = VLLMGeneration(" in source(GRPOTrainer.__init__)
+    text = source(VLLMGeneration._init_vllm)
+    assert "self.llm = LLM(" in text and "self.vllm_client = VLLMClient( base_url=base_url" in text
+    assert "limit_mm_per_prompt" not in text and "mm_processor_kwargs" not in text, "TRL sets these by itself now"
+
+
+def test_vllm_is_asked_where_we_step_in():
+    assert parameters(VLLMGeneration.generate) == ["prompts", "images", "num_generations", "profiler"]
+    assert parameters(VLLMGeneration._place_features) == ["features", "prompt_ids"]
+    text = source(VLLMGeneration.generate)
+    assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in text
+    assert "ordered_set_of_prompt_ids = all_prompts[::num_generations]" in text
+    assert "zip(features, ordered_set_of_prompt_ids, strict=True)" in text, "features are placed in another order"
+    assert 'row = {"prompt_token_ids": ids}' in text
+    assert "encoder" not in source(VLLMGeneration.sync_weights), "TRL drops image features by itself now"
+    for name in ("image_features", "generate", "reset_prefix_cache", "update_named_params", "_finish_weight_update"):
+        assert callable(getattr(VLLMClient, name)), name
+    assert "self._finish_weight_update()" in source(VLLMClient.update_named_params)
+    assert "self.session.mount(" in source(VLLMClient.__init__)
+
+
+def test_a_token_without_a_sampling_log_probability_has_no_part_in_ratios():
+    text = source(GRPOTrainer._generate_and_score_completions)
+    assert "per_token_logps_diff = torch.nan_to_num(per_token_logps_diff, nan=0.0)" in text
+    assert "delta = delta[mask & ~torch.isnan(delta)]" in text
+    assert "kl_div = torch.nan_to_num(kl_div, nan=0.0)" in source(GRPOTrainer.get_off_policy_mask)

@@ -56,6 +56,7 @@ from .rollout_metrics import rollout_sums
 from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
 from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
+from .vllm_rollout import round_generation, sampling_logprobs
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -126,7 +127,7 @@ class MGPOTrainer(GRPOTrainer):
         processing_class.tokenizer.padding_side = "left"  # one round: TRL pads token types with it, beside prompt ids
         _check_arguments(kwargs)
         _check_length(train_dataset, args)
-        super().__init__(
+        round_generation(args)(super().__init__)(
             model,
             reward_funcs,
             args=args,
@@ -284,6 +285,7 @@ class MGPOTrainer(GRPOTrainer):
             return self._generate_shared(prompt_ids, images)
         if self.use_vllm:
             self.vllm_generation.max_completion_length = budget
+            self.vllm_generation.samples = [rollout.id for rollout in self._rollouts]
         else:
             self.generation_config.max_new_tokens = budget
             self.generation_kwargs["max_new_tokens"] = budget
@@ -328,6 +330,8 @@ class MGPOTrainer(GRPOTrainer):
             self._play_rounds(completion_ids, logprobs)
         for name in ("tools/call_frequency", "tools/failure_frequency"):
             self._metrics["train" if self.model.training else "eval"].pop(name, None)
+        if logprobs is not None:
+            logprobs = [sampling_logprobs(rollout, self._in_loss(rollout)) for rollout in self._rollouts]
         extra_fields = {**extra_fields, **self._reward_fields()}
         return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images
 
@@ -341,7 +345,7 @@ class MGPOTrainer(GRPOTrainer):
             [[int(turn > 0) for turn in one.turn_ids] for one in flat],
             [self._completion(rollout) for rollout in self._rollouts],
             [one.completion_ids for one in flat],
-            None if logprobs is None else [_flat_logprobs(rollout) for rollout in self._rollouts],
+            logprobs,
             0,
             0,
             [one.images[1:] for one in flat],
@@ -402,6 +406,11 @@ class MGPOTrainer(GRPOTrainer):
         if len(rollout.turns) in cut:
             return [0] * len(turn_ids)
         return [0 if number in cut else number for number in turn_ids]
+
+    def _in_loss(self, rollout: Rollout) -> list[bool]:
+        """Whether the loss covers a token of the completion with a weight above 0, length C."""
+        weights = [0, *(self.args.turn_loss_weights or [1] * self.args.num_rounds)]
+        return [weights[number] > 0 for number in self._loss_turn_ids(rollout)]
 
     def _token_weights(self, turn_ids: torch.Tensor) -> torch.Tensor:
         """Weight of every completion token in the loss, shape (B, C). `dr_grpo` divides by a constant: as they are."""
@@ -721,10 +730,3 @@ def _check_columns(columns, name: str) -> None:
             f"{name} has no column {missing}, only {list(columns)}. Rename your columns to `image` and `question` "
             "(and `choices`, `answer`, `target_boxes` where you have them)."
         )
-
-
-def _flat_logprobs(rollout: Rollout) -> list[float]:
-    flat: list[float] = []
-    for turn in rollout.turns:
-        flat += [*turn.logprobs, *[0.0] * len(turn.reply_ids)]
-    return flat
