@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback
 
-from ..builtin.tiny import save_tiny
+from ..builtin.tiny import register_processor, save_tiny
 from ..conversation import Conversation
 from ..data import LoadedRows
 from ..generation import ModelGenerator
@@ -46,6 +46,7 @@ def run_preflight(script_args, args, model_args) -> PreflightReport:
     """
     directory = Path(args.output_dir, "preflight")
     report = PreflightReport()
+    register_processor()  # a model that the built-in run saved may be looked at
     _settle_model(script_args, args, model_args, directory, report)
     train = open_training_rows(script_args, args)
     config, lora = configuration_of(*starting_point(script_args, model_args), args, model_args)
