@@ -17,7 +17,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
-    "mgpo_trainer": 3, "evaluation": 3,
+    "watching": 3, "mgpo_trainer": 3, "evaluation": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5,
     "integrations": 6,
@@ -27,6 +27,7 @@ SIBLINGS = {
     ("image_loading", "images"),
     ("points", "boxes"),
     ("mgpo_config", "round_options"),
+    ("mgpo_trainer", "watching"),
     ("builtin.__main__", "builtin.run"),
 }
 """Pairs inside one layer, in the only direction that they go."""
@@ -43,7 +44,16 @@ NO_TORCH = [
     "data",
     "image_loading",
 ]
-NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "gallery", "scripts"]
+NO_TORCH += [
+    "processing",
+    "rollout_metrics",
+    "round_options",
+    "conversation",
+    "evaluation",
+    "gallery",
+    "watching",
+    "scripts",
+]
 
 
 def key_of(module):

@@ -208,7 +208,7 @@ def judge(text: str, answer: str, choices: Sequence[str] | None = None, mode: st
 
 
 def verdict(text: str, answer: str | None, choices: Sequence[str] | None = None) -> bool | None:
-    """[`judge`] for showing: `None` where the row gives nothing to judge by, no answer or one that it does not offer."""
+    """[`judge`] for showing: `None` where there is nothing to judge by, no answer or one that is not offered."""
     try:
         return judge(text, answer, choices)
     except ValueError:

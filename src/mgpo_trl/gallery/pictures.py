@@ -35,8 +35,8 @@ def picture_of(rollout: Rollout) -> dict:
 
 def pictures_of(rollouts: Sequence[Rollout]) -> list[dict]:
     """[`picture_of`] for each. Rollouts of a group share their view, and often a crop: each image is encoded once."""
-    images = {id(image): image for rollout in rollouts for image in (rollout.view, *rollout.crops) if image is not None}
-    encoded = {key: _encoded(image) for key, image in images.items()}
+    images = [image for rollout in rollouts for image in (rollout.view, *rollout.crops) if image is not None]
+    encoded = {key: _encoded(image) for key, image in {id(image): image for image in images}.items()}
     return [
         {
             "id": rollout.id,
