@@ -1,16 +1,19 @@
 """
 What watching rollouts costs: the share of a built-in training's time that goes into keeping, showing and sending them.
 
-    python benchmarks/watching.py            two minutes on one core, once the warm start is cached
+    python benchmarks/watching.py            four minutes on one core, once the warm start is cached
     python benchmarks/watching.py --quick    half a minute: fewer steps
 
-Each setting is a training by the built-in recipe (128 rollouts a step, watched every 10 steps) in which the watcher's own
-calls are timed, so that other work on the machine slows both sides of the ratio. The page grows with the training up to
-the bound on pictures: writing it there is timed by itself, and the share that it would make is given, too.
+Each setting is a training by the built-in recipe (128 rollouts a step, watched every 10 steps) in which the watcher's
+own calls are timed, so that other work on the machine slows both sides of the ratio. The page grows with the training
+up to the bound on pictures: writing it there is timed by itself, and the share that it would make is given, too.
+Trackers that are not installed are left out; the others stay offline.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -20,7 +23,7 @@ from pathlib import Path
 from common import conditions, write_result
 
 SEED = 42
-SETTINGS = {"files and page": ["none"], "files, page and TensorBoard": ["tensorboard"]}
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 
 @contextmanager
@@ -108,18 +111,19 @@ def main() -> None:
     model_dir = warm_start("refer", SEED).model_dir
     result = {**conditions(sys.argv), "settings": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name, report_to in SETTINGS.items():
-            directory = Path(folder) / report_to[0]
-            result["settings"][name] = figures = train(model_dir, directory, steps, report_to)
-            print(f"{name:<30} {100 * figures['share']:.2f} % of the rest of {steps} steps, watched {figures['watched']} "
-                  f"times")  # fmt: skip
+        os.environ |= {"TRACKIO_DIR": folder, "WANDB_DIR": folder, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        for tracker in TRACKERS:
+            if tracker == "none" or importlib.util.find_spec(tracker):
+                figures = train(model_dir, Path(folder) / tracker, steps, [tracker])
+                result["settings"][tracker] = figures
+                print(f"{tracker:<12} {100 * figures['share']:.2f} % of the rest of {steps} steps")
         full = page_when_full(Path(folder) / "none", figures["max_pictures"])
-    plain = result["settings"]["files and page"]
+    plain = result["settings"]["none"]
     between = (plain["seconds"] - plain["watch_seconds"]) / steps * plain["interval"]
     full["share"] = round((plain["watch_seconds"] / plain["watched"] + full["seconds"]) / between, 5)
     result["page_when_full"] = full
-    print(f"page at the bound on pictures  {full['seconds']:.2f} s, {full['bytes'] / 1e6:.1f} MB: at most "
-          f"{100 * full['share']:.2f} %")  # fmt: skip
+    print(f"page at the bound on pictures: {full['seconds']:.2f} s, {full['bytes'] / 1e6:.1f} MB, at most", end=" ")
+    print(f"{100 * full['share']:.2f} %")
     print("wrote", write_result("watching", result))
 
 

@@ -136,7 +136,9 @@ def test_reward_functions_receive_the_extra_fields():
     assert "inp[key] = values[i]" in text
     rewards = source(GRPOTrainer._calculate_rewards)
     assert 'key not in ["prompt", "completion", "completion_ids"]' in rewards
-    assert "rewards_per_func = gather(rewards_per_func)" in rewards, "The watcher expects the rewards of all processes, in order."
+    assert "rewards_per_func = gather(rewards_per_func)" in rewards, (
+        "The watcher expects the rewards of all processes, in order."
+    )
     assert "advantages = advantages[process_slice]" in text, "The watcher expects this process's advantages."
 
 

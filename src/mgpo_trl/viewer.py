@@ -13,6 +13,8 @@ CELL = 216
 """Side of a drawn view or crop, in pixels."""
 GAP = 14
 LINE = 19
+ROW = 8
+"""Most rollouts of a group in one row."""
 RIGHT, WRONG, NEUTRAL, TARGET = (22, 128, 61), (190, 32, 46), (60, 64, 72), (250, 204, 21)
 _COLOURS = {True: RIGHT, False: WRONG, None: NEUTRAL}
 _HEAD, _BAND = 2 * GAP + 3 * LINE, 2 * CELL + GAP + 5 * LINE
@@ -45,7 +47,7 @@ class Tile:
 
 def draw_rollouts(tiles: Sequence[Tile], title: str) -> Image.Image:
     """
-    Draw rollouts of one question side by side, one column each, as [`draw_comparison`] does.
+    Draw rollouts of one question side by side, up to eight in a row, each as [`draw_comparison`] does.
 
     Args:
         tiles (`Sequence[Tile]`): At least one.
@@ -54,16 +56,19 @@ def draw_rollouts(tiles: Sequence[Tile], title: str) -> Image.Image:
     Returns:
         `PIL.Image.Image`: The picture, RGB.
     """
-    canvas = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _HEAD + _BAND), "white")
+    columns = min(len(tiles), ROW)
+    canvas = Image.new("RGB", (GAP + columns * (CELL + GAP), _HEAD + -(-len(tiles) // ROW) * _BAND), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((GAP, GAP), title, fill="black", font=_font(17))
-    question = shorten(tiles[0].record["question"], 34 * len(tiles), placeholder="...")
+    question = shorten(tiles[0].record["question"], 34 * columns, placeholder="...")
     draw.text((GAP, GAP + 2 * LINE), question, fill=NEUTRAL, font=_font(14))
-    for column, tile in enumerate(tiles):
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, ROW)
+        corner = (GAP + column * (CELL + GAP), _HEAD + row * _BAND)
         box, size = _last_box(tile.record), tuple(tile.record["image"]["size"])
         view = _with_boxes(_letterbox(_reduced(tile.view), Image.Resampling.NEAREST, size), tile.record, box, size)
         crop = _no_crop(box) if tile.crop is None else _letterbox(tile.crop, Image.Resampling.BICUBIC)
-        _draw_column(canvas, draw, (GAP + column * (CELL + GAP), _HEAD), tile.label, (view, crop), tile.record)
+        _draw_column(canvas, draw, corner, tile.label, (view, crop), tile.record)
     return canvas
 
 

@@ -65,10 +65,10 @@ def _notes(steps: Mapping[int, Mapping[str, Any]], total: int, bare: int) -> Ite
     last = steps[max(steps)]
     shown, of = last["groups_shown"], last["groups_of_step"]
     if shown < of:
-        yield f"Of every such step the first {shown} of {of} groups of the batch are kept (`log_rollouts_groups`)."
+        yield f"Of every such step the first {shown} of {of} groups of the batch are kept (log_rollouts_groups)."
     if bare:
         yield (
-            f"{bare} of the rollouts are shown without pictures: `log_rollouts_pictures` bounds them, and steps "
+            f"{bare} of the rollouts are shown without pictures: log_rollouts_pictures bounds them, and steps "
             "between others lose theirs first."
         )
 
