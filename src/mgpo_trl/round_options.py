@@ -61,8 +61,8 @@ class RoundOptions:
         log_rollouts_groups (`int`, *optional*, defaults to `2`):
             Whole groups (all rollouts of a prompt) that are kept each time.
         log_rollouts_pictures (`int`, *optional*, defaults to `600`):
-            Most rollouts on disk with pictures, about 30 KB each. Where they would be more, every second of the
-            steps with pictures loses them, and the page says how many are shown without.
+            Most rollouts on disk with pictures, about 30 KB each. Where they would be more, half of the steps with
+            pictures lose them, evenly, and the page says how many rollouts are shown without.
     """
 
     max_completion_length: int = field(

@@ -46,8 +46,8 @@ class RolloutLog:
 
     Args:
         directory (`str` or `os.PathLike`): The run's directory, made if absent.
-        max_pictures (`int`): Most rollouts with pictures. Where a step would exceed it, every second of the steps that
-            have pictures loses them, until there is room.
+        max_pictures (`int`): Most rollouts with pictures. Where a step would exceed it, half of the steps that have
+            pictures lose them, so that the others stay spread over the training.
     """
 
     def __init__(self, directory: str | os.PathLike, max_pictures: int):
@@ -99,7 +99,8 @@ class RolloutLog:
                 writer.write(record)
         pictures = pictures[: self._max_pictures]
         while pictures and self._pictured.total() + len(pictures) > self._max_pictures:
-            self._forget(set(sorted(self._pictured)[1::2]) or set(self._pictured))
+            steps = sorted(self._pictured)
+            self._forget(set(steps) - spread(steps, len(steps) // 2))
         if pictures:
             with RolloutWriter(self.pictures, unique=False) as writer:
                 for picture in pictures:
@@ -110,6 +111,13 @@ class RolloutLog:
         """Take the pictures of these steps away."""
         keep_lines(self.pictures, lambda identity: step_of(identity) not in steps)
         self._pictured = Counter({step: count for step, count in self._pictured.items() if step not in steps})
+
+
+def spread(steps: Sequence[int], count: int) -> set[int]:
+    """At most `count` of the rising steps, about evenly spaced: `spread([0, 1, 2, 3, 10], 3)` is `{0, 3, 10}`."""
+    gaps = max(1, count - 1)
+    marks = [steps[0] + (steps[-1] - steps[0]) * number / gaps for number in range(count)]
+    return {min(steps, key=lambda step: abs(step - mark)) for mark in marks}
 
 
 def _ids(path: Path) -> list[str]:

@@ -34,7 +34,8 @@ def write_training_page(directory: str | os.PathLike) -> Path:
     steps: dict[int, dict[str, Any]] = {}
     total = bare = 0
     for record in read_rollouts(directory):
-        steps[_training(record, directory)["step"]] = record["training"]
+        training = _training(record, directory)
+        steps[training["step"]] = training
         total += 1
         bare += record["id"] not in pictures
     title = f"Rollouts of the training '{directory.resolve().name}'"
@@ -68,8 +69,8 @@ def _notes(steps: Mapping[int, Mapping[str, Any]], total: int, bare: int) -> Ite
         yield f"Of every such step the first {shown} of {of} groups of the batch are kept (log_rollouts_groups)."
     if bare:
         yield (
-            f"{bare} of the rollouts are shown without pictures: log_rollouts_pictures bounds them, and steps "
-            "between others lose theirs first."
+            f"{bare} of the rollouts are shown without pictures: log_rollouts_pictures bounds how many there are, and "
+            "steps between others lose theirs first."
         )
 
 

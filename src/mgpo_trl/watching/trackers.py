@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ from ..viewer import Tile, draw_rollouts
 from .page import facts_of, number
 
 TRACKERS = (TensorBoardCallback, TrackioCallback, WandbCallback)
+QUALITY = 85
+"""JPEG quality of a group's picture."""
 
 
 class Group(NamedTuple):
@@ -46,7 +50,7 @@ def send_groups(callbacks: Sequence[TrainerCallback], step: int, groups: Sequenc
         if isinstance(callback, TensorBoardCallback):
             _to_tensorboard(callback.tb_writer, step, groups, pictures)
         elif isinstance(callback, TrackioCallback):
-            callback._trackio.log(_as_media(callback._trackio, step, groups, pictures, with_table))
+            _to_trackio(callback._trackio, step, groups, pictures, with_table)
         elif callback._wandb.run is not None:
             callback._wandb.log(_as_media(callback._wandb, step, groups, pictures, with_table, file_type="jpg"))
 
@@ -80,7 +84,7 @@ def _add_image(writer, tag: str, picture: Image.Image, step: int) -> None:
     except ImportError:  # transformers makes do with tensorboardX
         return writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
+    picture.save(data, "JPEG", quality=QUALITY)
     image = Summary.Image(
         height=picture.height, width=picture.width, colorspace=3, encoded_image_string=data.getvalue()
     )
@@ -100,7 +104,16 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines() or [""])
 
 
-def _as_media(tracker, step: int, groups, pictures, with_table: bool, **options: str) -> dict[str, Any]:
+def _to_trackio(trackio, step: int, groups, pictures: Sequence[Image.Image], with_table: bool) -> None:
+    """Trackio takes a file as it is, and makes a PNG of a picture, which takes longer. The file is copied at once."""
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"group_{place}.jpg" for place in range(len(pictures))]
+        for file, picture in zip(files, pictures, strict=True):
+            picture.save(file, quality=QUALITY)
+        trackio.log(_as_media(trackio, step, groups, files, with_table))
+
+
+def _as_media(tracker, step: int, groups, pictures: Sequence, with_table: bool, **options: str) -> dict[str, Any]:
     """One entry for the logs of Weights & Biases or Trackio, which name their classes alike."""
     entry = {
         f"rollouts/group_{place}": tracker.Image(picture, caption=_caption(group), **options)

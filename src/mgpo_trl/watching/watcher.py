@@ -41,10 +41,14 @@ class RolloutWatcher(TrainerCallback):
         self._names = _distinct([name for name, _ in reward_weights])
         self._weights = [weight for _, weight in reward_weights]
         self._log = RolloutLog(args.output_dir, args.log_rollouts_pictures)
+        self._curves = Path(args.output_dir) / CURVES_FILE
         self._due: int | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        last = self._log.begin(state.global_step) if state.is_world_process_zero else None
+        last = None
+        if state.is_world_process_zero:
+            last = self._log.begin(state.global_step)
+            self._curves.unlink(missing_ok=True)  # of an earlier training; drawn again at the end of this one
         [last] = broadcast_object_list([last])  # the files may be in sight of the main process alone
         self._due = 0 if last is None else self._next(last)
 
@@ -122,6 +126,7 @@ class RolloutWatcher(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._due = None
         if not state.is_world_process_zero:
             return
         curves = draw_curves(state.log_history)
@@ -129,7 +134,7 @@ class RolloutWatcher(TrainerCallback):
             logger.info("No curves are drawn: the log holds no training metrics (see `logging_steps`).")
             return
         try:
-            write_atomically(Path(args.output_dir) / CURVES_FILE, _png(curves))
+            write_atomically(self._curves, _png(curves))
             if self._log.rollouts.exists():
                 write_training_page(args.output_dir)
         except OSError as error:
