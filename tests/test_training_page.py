@@ -50,7 +50,7 @@ def test_steps_groups_and_filters(tmp_path, open_page):  # noqa: F811
 
 
 def test_a_long_step_takes_several_pages_and_tears_no_group(tmp_path, open_page):  # noqa: F811
-    write_watched(tmp_path, [0, 5], groups=5, size=16, max_pictures=0)
+    write_watched(tmp_path, [0, 5], groups=5, size=20, max_pictures=0)
     page = open_page(write_training_page(tmp_path))
     assert page.locator("#place").inner_text() == "step 0, page 1 of 4"
     counts = []
@@ -58,7 +58,7 @@ def test_a_long_step_takes_several_pages_and_tears_no_group(tmp_path, open_page)
         counts.append((page.locator("section.group").count(), page.locator("article").count()))
         if page.locator("#next").is_enabled():
             page.click("#next")
-    assert counts == [(3, 48), (2, 32)] * 2
+    assert counts == [(3, 60), (2, 40)] * 2
     assert page.locator(".view .none").first.inner_text() == "no picture"
 
 

@@ -241,9 +241,10 @@ def one_of_two(completions, **kwargs):
 
 
 def test_a_training_is_watched_and_evaluations_are_not(make_trainer, rows, tmp_path):
+    others = rows.map(lambda row: {"id": f"evaluated-{row['id']}"})
     trainer = make_trainer(
         reward=one_of_two, max_steps=5, log_rollouts_steps=2, log_rollouts_groups=1,
-        eval_strategy="steps", eval_steps=1, kwargs={"eval_dataset": rows},
+        eval_strategy="steps", eval_steps=1, kwargs={"eval_dataset": others},
     )  # fmt: skip
     trainer.train()
     directory = tmp_path / "run"
