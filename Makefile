@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev$(if $(DEVICES),$(comma)gpu)]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval  # its model class is tested
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval trackio  # both are tested; they pin other versions
 	touch $@
 
 $(VLLM_VENV)/.ready: pyproject.toml tests_vllm/constraints.txt

@@ -1,17 +1,23 @@
 """Shared by every test: one thread, no network, one tiny model on disk, a few rows."""
 
+import atexit
 import gc
 import io
 import os
 import random
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # Trackio reads it once, when TRL imports it
 
 import pytest
 import torch
 from PIL import Image
 
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 torch.set_num_threads(1)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpo_trl.answers import extract_answer, judge
+from mgpo_trl.answers import extract_answer, judge, verdict
 
 CHOICES = ["red", "green", "blue", "a big cat"]
 
@@ -268,3 +268,12 @@ def test_worked_example():
     assert extract_answer("The answer is C.", choices) is None
     assert extract_answer("The answer is C.", choices, "flexible") == "C"
     assert extract_answer("A cat is shown, so after zooming in, it is C.", choices, "flexible") is None
+
+
+@pytest.mark.parametrize(
+    "answer, choices, expected",
+    [("B", CHOICES, True), ("A", CHOICES, False), ("b", None, True), (None, CHOICES, None), (None, None, None),
+     ("", None, None), ("Z", CHOICES, None)],
+)  # fmt: skip
+def test_a_verdict_is_none_where_there_is_nothing_to_judge_by(answer, choices, expected):
+    assert verdict(r"\boxed{B}", answer, choices) is expected

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 from test_metrics import make_box, make_record
 
-from mgpo_trl.gallery import PictureReader, PictureWriter, Section, card_of, picture_of, write_page
+from mgpo_trl.gallery import (
+    PictureReader,
+    PictureWriter,
+    Section,
+    card_of,
+    decode,
+    picture_of,
+    pictures_of,
+    write_page,
+)
 from mgpo_trl.gallery.pictures import PICTURES_FILE
 from mgpo_trl.rollout import Rollout, Turn
 
@@ -31,12 +40,23 @@ def test_pictures_are_small_and_found_again_after_a_kill(tmp_path):
         file.write(b'{"id": "d", "overv')  # killed here
     pictures = PictureReader(tmp_path)
     assert pictures("a")["id"] == "a" and pictures("b")["crops"] == [None]
+    assert "a" in pictures and "c" not in pictures
     assert pictures("c") is None and pictures("d") is None  # over the limit, and half a line
     assert len(pictures("a")["overview"]) < 5000
     assert picture_of(rollout("a", (0, 0, 400, 100))) == pictures("a")
     with PictureWriter(tmp_path, limit=3) as writer:
         writer.add(rollout("c"))
     assert PictureReader(tmp_path)("c")["id"] == "c"
+
+
+def test_a_group_shares_its_pictures():
+    """Two rollouts of one view: the same bytes for it, a crop for the one that has one."""
+    one, other = rollout("a", (0, 0, 400, 100)), rollout("b")
+    other.view = one.view
+    pictures = pictures_of([one, other])
+    assert pictures == [picture_of(one), picture_of(other)]
+    assert pictures[0]["overview"] is pictures[1]["overview"] and pictures[1]["crops"] == [None]
+    assert decode(pictures[0]["crops"][0]).size == (320, 80)
 
 
 def test_no_pictures_where_none_are_wanted(tmp_path):
@@ -53,6 +73,8 @@ def test_a_card_holds_what_the_record_says():
     assert (card.boxes, card.shown, card.turns) == ([[0, 0, 50, 100]], [[1, 2, 3, 4]], ["look", r"so \boxed{A}"])
     direct = card_of(make_record(text=r"\boxed{B}"))
     assert (direct.right, direct.status, direct.boxes) == (True, "", [])
+    unknown = card_of(make_record(answer=None), step=20, group="one")
+    assert (unknown.right, unknown.said, unknown.step, unknown.group) == (None, "B", 20, "one")
 
 
 def test_nothing_that_a_model_wrote_leaves_its_script_element(tmp_path):
@@ -77,4 +99,4 @@ def test_a_failed_page_leaves_the_old_one(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_page(path, "t", [], cards())
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

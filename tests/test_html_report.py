@@ -132,6 +132,7 @@ def test_hostile_text_is_text(tmp_path, open_page):
     page = open_page(path)
     assert page.evaluate("window.hacked") is None and is_quiet(page, path)
     assert "<img src=x onerror" in page.locator("article h3").inner_text()
+    assert '"facts"' not in page.locator("body").inner_text()  # the data of the cards is not shown
     assert page.locator(".turn").nth(1).inner_text().count("x") > 100_000
     assert "1 bad rows" in page.locator(".note").all_inner_texts()[0]
 

@@ -234,7 +234,9 @@ def test_a_picture_that_is_decoded_late_is_drawn(tmp_path):
 
 
 def test_what_can_not_be_drawn_costs_the_picture_alone(tmp_path, caplog):
-    draw_rollouts([rollout("a", "")], tmp_path, "step 3")  # the judge has nothing to judge by
+    broken = rollout("a", "A")
+    broken.image = "gone"
+    draw_rollouts([broken], tmp_path, "step 3")
     assert "The model card goes without a picture" in caplog.text and not list(tmp_path.iterdir())
 
 

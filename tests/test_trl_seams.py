@@ -65,7 +65,7 @@ def test_signatures(name):
 
 def test_our_overrides_take_what_theirs_take():
     ours = [name for name in SIGNATURES if name in vars(MGPOTrainer)]
-    assert set(SIGNATURES) - set(ours) == {"_calculate_rewards"}
+    assert set(SIGNATURES) == set(ours)
     for name in ours:
         assert parameters(vars(MGPOTrainer)[name]) == SIGNATURES[name], name
 
@@ -173,7 +173,12 @@ def test_the_loss_reads_the_mask_that_we_put_there():
 def test_reward_functions_receive_the_extra_fields():
     text = source(GRPOTrainer._generate_and_score_completions)
     assert "inp[key] = values[i]" in text
-    assert 'key not in ["prompt", "completion", "completion_ids"]' in source(GRPOTrainer._calculate_rewards)
+    rewards = source(GRPOTrainer._calculate_rewards)
+    assert 'key not in ["prompt", "completion", "completion_ids"]' in rewards
+    assert "rewards_per_func = gather(rewards_per_func)" in rewards, (
+        "The watcher expects the rewards of all processes, in order."
+    )
+    assert "advantages = advantages[process_slice]" in text, "The watcher expects this process's advantages."
 
 
 def test_the_batch_travels_whole():

@@ -207,6 +207,14 @@ def judge(text: str, answer: str, choices: Sequence[str] | None = None, mode: st
     return _canonical(given) == _canonical(answer)
 
 
+def verdict(text: str, answer: str | None, choices: Sequence[str] | None = None) -> bool | None:
+    """[`judge`] for showing: `None` where there is nothing to judge by, no answer or one that is not offered."""
+    try:
+        return judge(text, answer, choices)
+    except ValueError:
+        return None
+
+
 def _extract_free(text: str, boxed: str | None, mode: str) -> str | None:
     """A free-form answer: boxed, else what the last statement says to the end of its sentence, else a short text."""
     said = _unwrap(boxed or "").strip()

@@ -57,6 +57,7 @@ from .samplers import EpochSampler
 from .scoring import RolloutFacts, packed_logps
 from .shared_prefix import ImageFeatures, SharedPrefixSampler, unknown_options
 from .vllm_rollout import round_generation, sampling_logprobs
+from .watching.watcher import RolloutWatcher
 
 
 class MGPOTrainer(GRPOTrainer):
@@ -180,6 +181,12 @@ class MGPOTrainer(GRPOTrainer):
         self._sampler: SharedPrefixSampler | None = None
         self._keeps_logprobs = False  # those of the sampler are wanted only where they are compared with the loss
         self._crops: Crops | None = None
+        self._rewards: torch.Tensor | None = None
+        self._watcher: RolloutWatcher | None = None
+        if args.log_rollouts_steps:
+            weights = list(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+            self._watcher = RolloutWatcher(args, weights, self.callback_handler.callbacks)
+            self.add_callback(self._watcher)
 
     @property
     def is_sharded(self) -> bool:
@@ -259,6 +266,7 @@ class MGPOTrainer(GRPOTrainer):
         self._log_rollouts("train" if self.model.training else "eval")
         if self.args.card_picture and self.model.training:
             self._pictured = pick_rollouts(self._rollouts)
+        self._watch(output["advantages"])
         self._rollouts, self._features, self._sampler, self._crops = [], None, None, None
         return output
 
@@ -547,6 +555,19 @@ class MGPOTrainer(GRPOTrainer):
         for name, by_turn in zip(values, totals, strict=True):
             for number, (total, count) in enumerate(by_turn.tolist(), start=1):
                 metrics[f"turn{number}/{name}"].append(total / count if count else float("nan"))
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """As in TRL; what every function gave, (rollouts of all processes, functions), is kept for those who watch."""
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards
+
+    def _watch(self, advantages: torch.Tensor) -> None:
+        """Now and then, hand the rollouts of training over with what they were worth."""
+        step = self.state.global_step
+        if self._watcher is not None and self.model.training and self._watcher.is_due(step):
+            start = self.accelerator.process_index * len(self._rollouts)
+            rewards = self._rewards[start : start + len(self._rollouts)]
+            self._watcher.watch(step, self._rollouts, rewards.tolist(), advantages.tolist())
 
     def _log_rollouts(self, mode: str) -> None:
         """Box statuses, crop sizes and turn lengths, averaged over all processes."""

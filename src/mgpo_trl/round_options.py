@@ -56,6 +56,15 @@ class RoundOptions:
             Pack the rollouts of a micro-batch into one row for the loss passes: no padding, a group's prompt stands
             there once, and only sampled tokens reach the LM head. Same log-probabilities and gradients. Needs `sdpa`
             attention; otherwise TRL's padded pass is used.
+        log_rollouts_steps (`int`, *optional*, defaults to `10`):
+            Every so many optimizer steps, rollouts are kept in `rollouts.jsonl` of the output directory, shown on its
+            page `rollouts.html`, and sent as pictures to the trackers that `report_to` names. 0 or `None` watches
+            nothing. See `docs/watching.md`.
+        log_rollouts_groups (`int`, *optional*, defaults to `2`):
+            Whole groups (all rollouts of a prompt) that are kept each time.
+        log_rollouts_pictures (`int`, *optional*, defaults to `600`):
+            Most rollouts on disk with pictures, about 30 KB each. Where they would be more, half of the steps with
+            pictures lose them, evenly, and the page says how many rollouts are shown without.
     """
 
     max_completion_length: int = field(
@@ -107,6 +116,14 @@ class RoundOptions:
         default=True, metadata={"help": "Loss passes without padding, with a group's prompt computed once."}
     )
 
+    log_rollouts_steps: int | None = field(
+        default=10, metadata={"help": "Optimizer steps between rollouts that are kept for looking at. 0: none."}
+    )
+    log_rollouts_groups: int = field(default=2, metadata={"help": "Whole groups that are kept each time."})
+    log_rollouts_pictures: int = field(
+        default=600, metadata={"help": "Most rollouts on disk with pictures; older steps are thinned out."}
+    )
+
     def check_rounds(self) -> None:
         """
         Turn pixel caps into numbers, and refuse what can not work.
@@ -118,6 +135,7 @@ class RoundOptions:
         self.min_pixels = parse_pixels(self.min_pixels)
         self._check_budgets()
         self._check_boxes()
+        self._check_watching()
 
     @property
     def token_budgets(self) -> list[int]:
@@ -158,3 +176,13 @@ class RoundOptions:
             raise ValueError(f"`min_box_side` must be >= 0, got {self.min_box_side}. The paper uses 28.")
         if not self.max_box_aspect > 1:
             raise ValueError(f"`max_box_aspect` must be above 1, got {self.max_box_aspect}. The paper uses 100.")
+
+    def _check_watching(self) -> None:
+        self.log_rollouts_steps = self.log_rollouts_steps or 0
+        for name, least in (("log_rollouts_steps", 0), ("log_rollouts_groups", 1), ("log_rollouts_pictures", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"`{name}` must be a whole number >= {least}, got {value!r}. To keep no rollouts, set "
+                    "`log_rollouts_steps` to 0."
+                )

@@ -1,12 +1,13 @@
 "use strict";
-const PER_PAGE = 20, SVG = "http://www.w3.org/2000/svg";
+const PER_PAGE = 20, PER_STEP = 48, SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const cards = Array.from(document.querySelectorAll("script.card"), (one) => JSON.parse(one.textContent));
 cards.forEach((card, number) => {
   card.number = number;
-  card.words = [card.id, card.question, card.answer, ...(card.choices || []), ...card.turns].join("\n").toLowerCase();
+  card.words = [card.id, card.question, card.answer, card.group, ...(card.choices || []), ...card.turns].join("\n").toLowerCase();
 });
-let chosen = cards, page = 0;
+const FILTERS = ["verdict", "status", "category", "step"];
+let chosen = cards, pages = [], page = 0;
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -66,21 +67,32 @@ function crops(card, picture) {
   return column;
 }
 
-function words(card) {
-  const column = make("div", "words");
-  column.append(make("h3", "", card.question));
+function question(card) {
+  const parts = [make("h3", "", card.question)];
   if (card.choices) {
     const list = make("ul", "choices");
     card.choices.forEach((text, i) => {
       const letter = String.fromCharCode(65 + i);
       list.append(make("li", letter === card.answer ? "answer" : "", "(" + letter + ") " + text));
     });
-    column.append(list);
+    parts.push(list);
   }
+  return parts;
+}
+
+function verdict(card) {
   const said = card.said === null ? "no boxed answer" : "says " + card.said;
-  column.append(make("div", "verdict", (card.right ? "right: " : "wrong: ") + said + (card.right ? "" : ", right is " + card.answer)));
+  if (card.right === null) return "not judged: " + said;
+  return card.right ? "right: " + said : "wrong: " + said + ", right is " + card.answer;
+}
+
+function words(card) {
+  const column = make("div", "words");
+  if (!card.group) column.append(...question(card));
+  column.append(make("div", "verdict", verdict(card)));
   const facts = Object.entries(card.facts).map(([name, value]) => name + " " + value);
-  column.append(make("div", "meta", [card.id, card.category, card.status && "box " + card.status, ...facts].filter(Boolean).join(" · ")));
+  if (facts.length) column.append(make("div", "facts", facts.join(" · ")));
+  column.append(make("div", "meta", [card.id, card.category, card.status && "box " + card.status].filter(Boolean).join(" · ")));
   card.turns.forEach((text, i) => {
     column.append(make("div", "turn-name", "round " + (i + 1)));
     const turn = make("div", "turn", text);
@@ -92,34 +104,68 @@ function words(card) {
 
 function element(card) {
   const picture = pictureOf(card);
-  const article = make("article", card.right ? "card right" : "card");
+  const article = make("article", "card " + (card.right === null ? "unjudged" : card.right ? "right" : "wrong"));
   article.append(view(card, picture), crops(card, picture), words(card));
   return article;
 }
 
+// Neighbours of one group stand under their question, the others by themselves.
+function groups(shown) {
+  const elements = [];
+  let name = "", row = null;
+  shown.forEach((card) => {
+    if (!card.group) return elements.push(element(card));
+    if (card.group !== name) {
+      const section = make("section", "group");
+      row = make("div", "row");
+      section.append(...question(card), make("div", "meta", card.group), row);
+      elements.push(section);
+      name = card.group;
+    }
+    row.append(element(card));
+  });
+  return elements;
+}
+
+// A page holds a number of cards. In a training it holds one step, or a part of a long one; no group is torn apart.
+function paged(list) {
+  const found = [];
+  list.forEach((card) => {
+    const last = found[found.length - 1];
+    const room = last && last.length < (card.step === null ? PER_PAGE : PER_STEP);
+    const torn = last && card.group && card.group === last[last.length - 1].group;
+    if (last && last[0].step === card.step && (room || torn)) last.push(card);
+    else found.push([card]);
+  });
+  return found.length ? found : [[]];
+}
+
 function show() {
-  const pages = Math.max(1, Math.ceil(chosen.length / PER_PAGE));
-  page = Math.min(Math.max(page, 0), pages - 1);
-  byId("cards").replaceChildren(...chosen.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(element));
+  page = Math.min(Math.max(page, 0), pages.length - 1);
+  const shown = pages[page], step = shown.length ? shown[0].step : null;
+  byId("cards").replaceChildren(...groups(shown));
   byId("count").textContent = chosen.length + " of " + cards.length + " rollouts";
-  byId("place").textContent = "page " + (page + 1) + " of " + pages;
+  byId("place").textContent = (step === null ? "" : "step " + step + ", ") + "page " + (page + 1) + " of " + pages.length;
   byId("previous").disabled = page === 0;
-  byId("next").disabled = page === pages - 1;
+  byId("next").disabled = page === pages.length - 1;
 }
 
 function filter() {
-  const [verdict, status, category] = ["verdict", "status", "category"].map((id) => byId(id).value);
+  const [verdict, status, category, step] = FILTERS.map((id) => byId(id).value);
   const text = byId("search").value.trim().toLowerCase();
   chosen = cards.filter((card) =>
     (!verdict || card.right === (verdict === "right")) && (!status || card.status === status) &&
-    (!category || card.category === category) && (!text || card.words.includes(text)));
+    (!category || card.category === category) && (!step || String(card.step) === step) &&
+    (!text || card.words.includes(text)));
+  pages = paged(chosen);
   page = 0;
   show();
 }
 
 function options(id, values) {
   const select = byId(id);
-  [...new Set(values)].filter(Boolean).sort().forEach((value) => {
+  const sorted = [...new Set(values)].filter(Boolean).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  sorted.forEach((value) => {
     const option = make("option", "", value);
     option.value = value;
     select.append(option);
@@ -134,7 +180,8 @@ function turn(step) {
 
 options("status", cards.map((card) => card.status));
 options("category", cards.map((card) => card.category));
-["verdict", "status", "category", "search"].forEach((id) => byId(id).addEventListener("input", filter));
+options("step", cards.map((card) => (card.step === null ? "" : String(card.step))));
+[...FILTERS, "search"].forEach((id) => byId(id).addEventListener("input", filter));
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("previous").addEventListener("click", () => turn(-1));
 byId("next").addEventListener("click", () => turn(1));
@@ -143,4 +190,4 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") turn(1);
   if (event.key === "ArrowLeft") turn(-1);
 });
-show();
+filter();

@@ -3,13 +3,13 @@
 import html
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..answers import extract_answer, judge
+from ..answers import extract_answer, verdict
 
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -35,12 +35,12 @@ class Card:
     """The question."""
     choices: list[str] | None
     """Texts of the choices."""
-    answer: str
-    """The right answer."""
+    answer: str | None
+    """The right answer; `None` where it is not known."""
     said: str | None
     """The answer that was read from the last turn."""
-    right: bool
-    """Whether it is right."""
+    right: bool | None
+    """Whether it is right; `None` where no answer is known."""
     status: str
     """Status of the last box; empty for a direct answer."""
     category: str
@@ -56,10 +56,16 @@ class Card:
     turns: list[str]
     """Text of each turn."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Further facts, shown as they are: reward, advantage, step."""
+    """Further facts, shown as they are: reward, advantage."""
+    step: int | None = None
+    """Optimizer step of a rollout that was sampled in training. A gallery of such cards turns step by step."""
+    group: str = ""
+    """Rollouts of one prompt in one step: they are shown side by side under it."""
 
 
-def card_of(record: Mapping[str, Any], facts: Mapping[str, str] | None = None) -> Card:
+def card_of(
+    record: Mapping[str, Any], facts: Mapping[str, str] | None = None, step: int | None = None, group: str = ""
+) -> Card:
     """The card of a rollout record, see [`mgpo_trl.records`]."""
     text, choices, answer = record["turns"][-1]["text"], record.get("choices"), record["answer"]
     boxes = [turn["box"] for turn in record["turns"][:-1] if turn["box"]]
@@ -70,7 +76,7 @@ def card_of(record: Mapping[str, Any], facts: Mapping[str, str] | None = None) -
         choices=choices,
         answer=answer,
         said=extract_answer(text, choices),
-        right=judge(text, answer, choices),
+        right=verdict(text, answer, choices),
         status=boxes[-1]["status"] if boxes else "",
         category=record.get("category") or "",
         size=list(record["image"]["size"]),
@@ -79,6 +85,8 @@ def card_of(record: Mapping[str, Any], facts: Mapping[str, str] | None = None) -
         shown=[box.get("shown_px", one) for box, one in zip(boxes, named, strict=True)],
         turns=[turn["text"] for turn in record["turns"]],
         facts=dict(facts or {}),
+        step=step,
+        group=group,
     )
 
 
@@ -100,17 +108,24 @@ def write_page(
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(_head(title))
-        for section in sections:
-            file.write(f"<section><h2>{html.escape(section.heading)}</h2>{section.body}</section>\n")
-        file.write(_resource("gallery.html"))
-        for number, (card, picture) in enumerate(cards):
-            file.write(f'<script type="application/json" class="card">{_data(asdict(card))}</script>\n')
-            if picture is not None:
-                file.write(f'<script type="application/json" id="picture-{number}">{_data(dict(picture))}</script>\n')
-        file.write(f"<script>\n{_resource('page.js')}</script>\n</body></html>\n")
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(_parts(title, sections, cards))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parts(title: str, sections: Sequence[Section], cards: Iterable) -> Iterator[str]:
+    yield _head(title)
+    for section in sections:
+        yield f"<section><h2>{html.escape(section.heading)}</h2>{section.body}</section>\n"
+    yield _resource("gallery.html")
+    for number, (card, picture) in enumerate(cards):
+        yield f'<script type="application/json" class="card">{_data(asdict(card))}</script>\n'
+        if picture is not None:
+            yield f'<script type="application/json" id="picture-{number}">{_data(dict(picture))}</script>\n'
+    yield f"<script>\n{_resource('page.js')}</script>\n</body></html>\n"
 
 
 def _head(title: str) -> str:

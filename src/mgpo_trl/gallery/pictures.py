@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,8 +30,26 @@ def picture_of(rollout: Rollout) -> dict:
     Args:
         rollout ([`~mgpo_trl.rollout.Rollout`]): A rollout after its rounds, images in memory.
     """
-    crops = [None if crop is None else _encoded(crop) for crop in rollout.crops]
-    return {"id": rollout.id, "overview": _encoded(rollout.view), "crops": crops}
+    return pictures_of([rollout])[0]
+
+
+def pictures_of(rollouts: Sequence[Rollout]) -> list[dict]:
+    """[`picture_of`] for each. Rollouts of a group share their view, and often a crop: each image is encoded once."""
+    images = [image for rollout in rollouts for image in (rollout.view, *rollout.crops) if image is not None]
+    encoded = {key: _encoded(image) for key, image in {id(image): image for image in images}.items()}
+    return [
+        {
+            "id": rollout.id,
+            "overview": encoded[id(rollout.view)],
+            "crops": [None if crop is None else encoded[id(crop)] for crop in rollout.crops],
+        }
+        for rollout in rollouts
+    ]
+
+
+def decode(data: str) -> Image.Image:
+    """A small picture, as an image."""
+    return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
 def _encoded(image: Image.Image) -> str:
@@ -81,6 +100,9 @@ class PictureReader:
                     if line.endswith(b"\n"):  # a half-written last line has no picture
                         self._places[json.loads(line)["id"]] = place
                     place += len(line)
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._places
 
     def __call__(self, identity: str) -> dict | None:
         """The line of a rollout; `None` where it has no picture."""

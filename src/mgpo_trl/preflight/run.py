@@ -84,7 +84,7 @@ def small_arguments(args, directory: Path):
     small.eval_strategy = type(args.eval_strategy)("no")
     small.load_best_model_at_end = False
     small.output_dir, small.report_to, small.push_to_hub = str(directory), [], False
-    small.resume_from_checkpoint, small.log_completions = None, False
+    small.resume_from_checkpoint, small.log_completions, small.log_rollouts_steps = None, False, None
     small.disable_tqdm, small.logging_strategy = True, type(args.logging_strategy)("no")
     return small
 
