@@ -17,11 +17,12 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
-    "mgpo_trainer": 3, "evaluation": 3,
+    "mgpo_trainer": 3, "evaluation": 3, "merging": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5,
-    "integrations": 6,
+    "integrations": 6, "demo": 6,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
+    "cli": 7,
 }  # fmt: skip
 SIBLINGS = {
     ("image_loading", "images"),
@@ -44,6 +45,7 @@ NO_TORCH = [
     "image_loading",
 ]
 NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "gallery", "scripts"]
+NO_TORCH += ["cli"]
 
 
 def key_of(module):
