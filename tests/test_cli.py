@@ -21,7 +21,7 @@ from test_html_report import make_records, write_results
 from mgpo_trl import GroundedVQA
 from mgpo_trl.cli import loading, main, terminal, view
 from mgpo_trl.conversation import Conversation
-from mgpo_trl.inference import Sampled
+from mgpo_trl.rollout import Sampled
 from mgpo_trl.viewer import CHOSEN
 
 CONVERSATION = Conversation(max_pixels=84 * 84, min_pixels=56 * 56, token_budgets=(10, 8), min_box_side=14)
@@ -277,7 +277,7 @@ def test_a_merged_model_answers_as_its_adapter_does(directory, image, tmp_path, 
 def test_demo_without_gradio_says_what_to_install(directory, monkeypatch, capsys):
     monkeypatch.setattr("mgpo_trl.cli.demo.find_spec", lambda name: None)
     assert run("demo", directory) == 1
-    assert "pip install 'mgpo-trl[demo]'" in capsys.readouterr().err
+    assert "pip install 'gradio>=6.31,<7'" in capsys.readouterr().err
 
 
 # the command itself

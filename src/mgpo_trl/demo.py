@@ -84,18 +84,28 @@ def build_page(vqa: GroundedVQA, name: str, examples: Sequence[tuple[str, str, s
 def _connect(handlers: "Handlers", shown, asked, ask, view, box, again, answer) -> None:
     """What a click, a line that was typed, and a click on the view lead to."""
     results = [shown, view, *box, *answer]
-    gr.on([ask.click, asked[1].submit], handlers.ask, asked, results, api_visibility="private")
-    again.click(handlers.ask_again, [*asked, *box], results, api_visibility="private")
+    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+    gr.on([ask.click, asked[1].submit], handlers.ask, asked, results, **one_at_a_time)
+    again.click(handlers.ask_again, [*asked, *box], results, **one_at_a_time)
     view.select(handlers.choose_corner, [shown], [shown, view, *box], api_visibility="private")
     gr.on([number.input for number in box], handlers.redraw, [shown, *box], [view], api_visibility="private")
 
 
 def _question_fields():
     """Image, question and choices, and the button that asks."""
-    image = gr.Image(label="Image", elem_id="image", type="filepath", image_mode=None, sources=["upload", "clipboard"])
+    gr.HTML("<b>Image</b>")
+    image = gr.Image(
+        label="Image", show_label=False, elem_id="image", type="filepath", sources=["upload", "clipboard"]
+    )
+    image.preprocess = _uploaded_file
     question = gr.Textbox(label="Question", elem_id="question")
     choices = gr.Textbox(label="Choices, one a line (none: a free answer)", elem_id="choices", lines=3)
     return [image, question, choices], gr.Button("Ask", variant="primary", elem_id="ask")
+
+
+def _uploaded_file(payload) -> str | None:
+    """The uploaded file as it is: Gradio would open it first, with lower limits than ours and errors of its own."""
+    return None if payload is None else payload.path
 
 
 def _answer_fields(rounds: int) -> list:
@@ -112,7 +122,16 @@ def _answer_fields(rounds: int) -> list:
 
 
 def _picture(label: str, name: str) -> gr.Image:
-    return gr.Image(label=label, elem_id=name, interactive=False, format="png", buttons=["download", "fullscreen"])
+    """A picture with its label above it: Gradio's own would hide a corner."""
+    gr.HTML(f"<b>{label}</b>")
+    return gr.Image(
+        label=label,
+        show_label=False,
+        elem_id=name,
+        interactive=False,
+        format="png",
+        buttons=["download", "fullscreen"],
+    )
 
 
 def _box_fields():
@@ -186,7 +205,8 @@ def _results(said: GroundedAnswer) -> list:
     shown = Shown(said.rollout.view, said.rollout.image.size)
     status = "" if said.status is None else said.status.replace("_", " ")
     box = said.box or (None,) * 4
-    return [shown, shown.marked(said.box), *box, said.crop, said.words, status or said.no_crop, *said.turns]
+    crop = None if said.crop is None else mark_box(said.crop, said.crop.size, None)  # a small one is enlarged
+    return [shown, shown.marked(said.box), *box, crop, said.words, status or said.no_crop, *said.turns]
 
 
 def example_rows(spec: str | None) -> list[tuple[str, str, str]]:

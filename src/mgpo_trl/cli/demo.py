@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load the model, serve the page until Ctrl-C."""
     if find_spec("gradio") is None:
-        raise ValueError("The page needs Gradio, which is not installed. Run: pip install 'mgpo-trl[demo]'")
+        raise ValueError("The page needs Gradio, which is not installed. Run: pip install 'gradio>=6.31,<7'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from ..demo import build_page, example_rows, serve
 
