@@ -20,9 +20,9 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "mgpo_trainer": 3, "evaluation": 3, "merging": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5,
-    "integrations": 6, "demo": 6,
+    "integrations": 6,
     "builtin.run": 6, "builtin.__main__": 6,  # the command of the built-in task, as train.py and eval.py are
-    "cli": 7,
+    "demo": 6, "cli": 7,
 }  # fmt: skip
 SIBLINGS = {
     ("image_loading", "images"),
@@ -32,6 +32,7 @@ SIBLINGS = {
 }
 """Pairs inside one layer, in the only direction that they go."""
 NO_TORCH = [
+    "cli",
     "boxes",
     "geometry",
     "images",
@@ -45,7 +46,6 @@ NO_TORCH = [
     "image_loading",
 ]
 NO_TORCH += ["processing", "rollout_metrics", "round_options", "conversation", "evaluation", "gallery", "scripts"]
-NO_TORCH += ["cli"]
 
 
 def key_of(module):
