@@ -19,10 +19,10 @@ from PIL import Image
 from test_html_report import make_records, write_results
 
 from mgpo_trl import GroundedVQA
+from mgpo_trl.answer_picture import REGION
 from mgpo_trl.cli import loading, main, terminal, view
 from mgpo_trl.conversation import Conversation
 from mgpo_trl.rollout import Sampled
-from mgpo_trl.viewer import CHOSEN
 
 CONVERSATION = Conversation(max_pixels=84 * 84, min_pixels=56 * 56, token_budgets=(10, 8), min_box_side=14)
 
@@ -81,7 +81,7 @@ def test_ask_prints_the_answer_and_writes_the_picture(directory, image, writes, 
         "Picture  answer.png",
     ]
     picture = Image.open("answer.png").convert("RGB")
-    assert CHOSEN in {colour for _, colour in picture.getcolors(1 << 24)}
+    assert REGION in {colour for _, colour in picture.getcolors(1 << 24)}
 
 
 def test_ask_as_json_is_one_object_with_what_the_model_says(directory, image, capsys, monkeypatch):

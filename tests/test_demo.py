@@ -9,10 +9,10 @@ import pytest
 from test_html_report import browser  # noqa: F401
 
 from mgpo_trl import GroundedVQA
+from mgpo_trl.answer_picture import mark_region
 from mgpo_trl.conversation import Conversation
 from mgpo_trl.images import open_image
 from mgpo_trl.rollout import Sampled
-from mgpo_trl.viewer import mark_box
 
 CONVERSATION = Conversation(max_pixels=84 * 84, min_pixels=56 * 56, token_budgets=(10, 8), min_box_side=14)
 NO_GRADIO = "Gradio is not installed: the demo page is not tested"
@@ -45,10 +45,10 @@ def vqa(tiny_dir):
 
 
 @pytest.fixture(scope="module")
-def served(vqa):
+def served(vqa, tmp_path_factory):
     from mgpo_trl.demo import build_page, example_rows, serve
 
-    page = build_page(vqa, "outputs/<i>run", example_rows("builtin:refer"))
+    page = build_page(vqa, "outputs/<i>run", example_rows("builtin:refer", tmp_path_factory.mktemp("examples")))
     with pytest.MonkeyPatch.context() as patch:
         hosts = looked_up(patch)
         yield serve(page)
@@ -151,11 +151,11 @@ def test_ask_see_move_the_region_and_ask_again(page, vqa, scene, rows):
 
 def enlarged_crop(vqa, original, box):
     crop = vqa.template.chat.fit(original.crop(box))
-    return mark_box(crop, crop.size, None)
+    return mark_region(crop, crop.size, None)
 
 
 def marked(vqa, original, box):
-    return mark_box(vqa.template.chat.fit(original), original.size, box)
+    return mark_region(vqa.template.chat.fit(original), original.size, box)
 
 
 def keep_screenshot(page):
@@ -256,3 +256,5 @@ def test_the_command_serves_until_it_is_ended(tiny_dir, monkeypatch, capsys):
     monkeypatch.setattr(gradio.Blocks, "block_thread", ended)
     assert main(["demo", str(tiny_dir), "--device", "cpu", "--num_rounds", "1"]) == 0
     assert capsys.readouterr().out.startswith("http://127.0.0.1:") and "What is on the" in found[0]
+    assert main(["demo", "./nowhere", "--examples", "./no.jsonl"]) == 1
+    assert "no.jsonl" in capsys.readouterr().err  # before the model is loaded

@@ -4,23 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgpo_trl.viewer import (
-    CELL,
-    CHOSEN,
-    EMPTY,
-    GAP,
-    LARGE,
-    LINE,
-    MOST_LINES,
-    NEUTRAL,
-    RIGHT,
-    TARGET,
-    WRONG,
-    Scene,
-    draw_answer,
-    draw_comparison,
-    mark_box,
-)
+from mgpo_trl.viewer import CELL, GAP, LINE, NEUTRAL, RIGHT, TARGET, WRONG, Scene, draw_comparison
 
 CHOICES = ["a dog", "a cat"]
 HEAD = 2 * GAP + 3 * LINE
@@ -178,57 +162,3 @@ def test_a_record_without_a_label_is_refused():
     image = Image.new("RGB", (400, 300), BACKGROUND)
     with pytest.raises(ValueError):
         draw(image, record(image, (112, 84)), labels=["before", "after"])
-
-
-# one answer
-
-
-def answer_cells(picture, lines=1):
-    """The view and the crop of a picture of one answer, as arrays."""
-    top = GAP + lines * LINE + GAP // 2
-    pixels = np.asarray(picture)[top : top + LARGE].astype(int)
-    return pixels[:, GAP : GAP + LARGE], pixels[:, 2 * GAP + LARGE : 2 * GAP + 2 * LARGE]
-
-
-@pytest.mark.parametrize("size, view_size, box", IMAGES)
-def test_one_answer_shows_the_region_and_the_crop(size, view_size, box):
-    crop = Image.new("RGB", (56, 28), MARK)
-    picture = draw_answer(Image.new("RGB", view_size, BACKGROUND), size, box, crop, "What is there?", ["42"])
-    view, shown = answer_cells(picture)
-    scale = LARGE / max(size)
-    left, top = ((LARGE - side * scale) / 2 for side in size)
-    corners = [offset + value * scale for offset, value in zip((left, top, left, top), box, strict=True)]
-    assert where(view, CHOSEN) == pytest.approx(corners, abs=1.5)
-    assert where(shown, MARK) == (0, LARGE // 4, LARGE, LARGE // 4 * 3)
-    assert where(np.asarray(picture).astype(int)[-GAP - LINE :], NEUTRAL) is not None  # what was said
-
-
-def test_one_answer_without_a_crop_says_why():
-    view = Image.new("RGB", (84, 84), BACKGROUND)
-    pictures = [draw_answer(view, (400, 400), None, None, "What?", [], why) for why in ("no crop: no json", "direct")]
-    cells_of = [answer_cells(picture) for picture in pictures]
-    assert where(cells_of[0][0], CHOSEN) is None and (cells_of[0][1][:60] == EMPTY).all()
-    assert (cells_of[0][1] != cells_of[1][1]).any()
-
-
-def test_long_texts_are_cut():
-    view = Image.new("RGB", (84, 84), BACKGROUND)
-    heights = [draw_answer(view, (84, 84), None, None, "word " * n, ["\n" * n]).height for n in (1, 10_000)]
-    assert heights[1] - heights[0] == LINE * (2 * MOST_LINES - 2)
-
-
-@pytest.mark.parametrize("size, view_size, box", IMAGES)
-def test_a_marked_view_is_enlarged_by_whole_times(size, view_size, box):
-    marked = mark_box(Image.new("RGB", view_size, BACKGROUND), size, box)
-    times = marked.width // view_size[0]
-    assert marked.size == (view_size[0] * times, view_size[1] * times) and LARGE <= max(marked.size) < 2 * LARGE
-    scales = [marked.size[axis % 2] / size[axis % 2] for axis in range(4)]
-    expected = [value * scale for value, scale in zip(box, scales, strict=True)]
-    assert where(np.asarray(marked).astype(int), CHOSEN) == pytest.approx(expected, abs=1.5)
-
-
-def test_a_region_of_one_pixel_can_be_drawn():
-    view = Image.new("RGB", (84, 84), BACKGROUND)
-    for box in [(5, 5, 6, 6), (4031, 0, 4032, 4032)]:
-        assert where(np.asarray(mark_box(view, (4032, 4032), box)).astype(int), CHOSEN) is not None
-        assert where(answer_cells(draw_answer(view, (4032, 4032), box, view, "", []), 0)[0], CHOSEN) is not None

@@ -9,7 +9,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
 
 import gradio as gr
 import torch
@@ -17,10 +16,10 @@ from PIL import Image
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .answer_picture import mark_region
 from .geometry import view_to_original
 from .images import open_image
 from .inference import GroundedAnswer, GroundedVQA
-from .viewer import mark_box
 
 TITLE = "Ask, and see where it looked"
 EXAMPLES = 4
@@ -45,7 +44,7 @@ class Shown:
 
     def marked(self, box: Sequence[int] | None) -> Image.Image:
         """The view with a region, given in original pixels."""
-        return mark_box(self.view, self.image_size, box)
+        return mark_region(self.view, self.image_size, box)
 
     def region(self, first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int, int, int]:
         """The region between two pixels of the marked view, both included, in original pixels."""
@@ -205,28 +204,26 @@ def _results(said: GroundedAnswer) -> list:
     shown = Shown(said.rollout.view, said.rollout.image.size)
     status = "" if said.status is None else said.status.replace("_", " ")
     box = said.box or (None,) * 4
-    crop = None if said.crop is None else mark_box(said.crop, said.crop.size, None)  # a small one is enlarged
+    crop = None if said.crop is None else mark_region(said.crop, said.crop.size, None)  # a small one is enlarged
     return [shown, shown.marked(said.box), *box, crop, said.words, status or said.no_crop, *said.turns]
 
 
-def example_rows(spec: str | None) -> list[tuple[str, str, str]]:
+def example_rows(spec: str, directory: str | Path) -> list[tuple[str, str, str]]:
     """
     The first rows of a dataset as examples: image file, question, choices (one a line).
 
     Args:
-        spec (`str`, *optional*): Anything that `eval.py --dataset` takes; `None` for no examples.
+        spec (`str`): Anything that `eval.py --dataset` takes.
+        directory (`str` or `Path`): Where their images go; needed until the page is built.
     """
-    if spec is None:
-        return []
     from .scripts import open_rows
 
-    directory = Path(mkdtemp(prefix="mgpo-examples-"))
-    found = []
+    examples = []
     for number, row in enumerate(open_rows(spec, limit=EXAMPLES).dataset):
-        path = directory / f"{number}.png"
+        path = Path(directory, f"{number}.png")
         open_image(row["image"], str(row["id"])).save(path, compress_level=1)
-        found.append((str(path), row["question"], "\n".join(row["choices"] or [])))
-    return found
+        examples.append((str(path), row["question"], "\n".join(row["choices"] or [])))
+    return examples
 
 
 def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:

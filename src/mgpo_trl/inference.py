@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from .answer_picture import draw_answer
 from .answers import extract_answer, parse_choices
 from .boxes import format_box
 from .conversation import Conversation, load_conversation
@@ -12,7 +13,6 @@ from .generation import ModelGenerator, end_ids, load_for_inference
 from .geometry import MAX_ASPECT, view_to_original
 from .image_loading import image_key, open_and_fit
 from .rollout import Context, CropPolicy, Generate, Rollout, RoundTemplate, Sampled, run_rounds, start_rollouts
-from .viewer import draw_answer
 
 PixelBox = tuple[int, int, int, int]
 
@@ -72,7 +72,7 @@ class GroundedAnswer:
         """A picture of it: the question, the view with the region, the crop, the answer."""
         rollout = self.rollout
         return draw_answer(
-            rollout.view, rollout.image.size, self.box, self.crop, rollout.question, [self.words], self.no_crop
+            rollout.view, rollout.image.size, self.box, self.crop, rollout.question, self.words, self.no_crop
         )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 
 from .loading import add_model_arguments, load_model
 
@@ -25,14 +26,18 @@ def run(args: argparse.Namespace) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from ..demo import build_page, example_rows, serve
 
-    vqa = load_model(args.model, args)
-    page = build_page(vqa, args.model, example_rows(args.examples or _own_examples(vqa)))
+    with TemporaryDirectory(prefix="mgpo-examples-") as directory:
+        examples = example_rows(args.examples, directory) if args.examples else []
+        vqa = load_model(args.model, args)
+        if not examples and _is_builtin(vqa):
+            examples = example_rows("builtin:refer", directory)
+        page = build_page(vqa, args.model, examples)
     print(f"{serve(page, args.host, args.port)}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 
-def _own_examples(vqa) -> str | None:
-    """The built-in model knows its own scenes and nothing else."""
+def _is_builtin(vqa) -> bool:
+    """Whether it is the built-in model, which knows its own scenes and nothing else."""
     from ..builtin.tiny import ImageOnlyQwen2_5_VLProcessor
 
-    return "builtin:refer" if isinstance(vqa.template.chat.processor, ImageOnlyQwen2_5_VLProcessor) else None
+    return isinstance(vqa.template.chat.processor, ImageOnlyQwen2_5_VLProcessor)
