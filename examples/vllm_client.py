@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from mgpo_trl.answers import extract_answer, parse_choices
+from mgpo_trl.cli.terminal import printable
 from mgpo_trl.conversation import Conversation
 from mgpo_trl.processing import fitted_size, vision_token_ids
 from mgpo_trl.rollout import Context, Rollout, Sampled, run_rounds, start_rollouts
@@ -255,10 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     for number, turn in enumerate(rollout.turns, start=1):
-        print(f"Round {number}: {turn.text}")
+        print(f"Round {number}: {printable(turn.text)}")
         if turn.box is not None:
             print(f"  box: {turn.box.status.value}, shown: {turn.shown_px or 'the whole image'}")
-    print(f"Answer: {extract_answer(rollout.turns[-1].text, rollout.choices)}")
+    answer = extract_answer(rollout.turns[-1].text, rollout.choices)
+    print(f"Answer: {'no boxed answer' if answer is None else printable(answer)}")
     return 0
 
 

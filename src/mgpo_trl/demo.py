@@ -1,7 +1,7 @@
 """
 A page to try a model: upload an image, ask, see where it looked, choose the region by hand and ask again.
 
-Needs Gradio (`pip install 'mgpo-trl[demo]'`). The page asks for nothing outside of its own server: system fonts, no
+Needs Gradio (the extra `demo`). The page asks for nothing outside of its own server: system fonts, no
 usage statistics, and a content security policy that makes the browser refuse the rest.
 """
 
@@ -62,17 +62,17 @@ def build_page(vqa: GroundedVQA, name: str, examples: Sequence[tuple[str, str, s
         examples (`Sequence[tuple[str, str, str]]`): Image file, question, choices (one a line) of each example.
     """
     rounds = vqa.conversation.num_rounds
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>{html.escape(name)}</p>")
         shown = gr.State(None)
         with gr.Row():
-            with gr.Column():
+            with gr.Column(min_width=280):
                 asked, ask = _question_fields()
-            with gr.Column():
+            with gr.Column(min_width=280):
                 view = _picture("What the model saw, and the region", "view")
                 with gr.Column(visible=rounds > 1):
                     box, again = _box_fields()
-            with gr.Column():
+            with gr.Column(min_width=280):
                 answer = _answer_fields(rounds)
         if examples:
             gr.Examples([list(one) for one in examples], asked, cache_examples=False, api_visibility="private")

@@ -7,7 +7,7 @@ MODEL_VARIABLE = "MGPO_MODEL"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a model that is not named by a positional argument alone: base, rounds, device, precision."""
+    """Options of loading a model: its base, rounds, precision, device."""
     parser.add_argument("--base_model", help="base of an adapter; the one that it names when not given")
     parser.add_argument("--num_rounds", type=int, help="another number of rounds than the model was trained with")
     parser.add_argument("--dtype", default="auto", help="precision of the weights (default: auto)")

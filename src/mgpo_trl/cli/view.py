@@ -68,9 +68,10 @@ def _evaluation_page(directory: Path) -> Path:
     from ..evaluation.html_report import REPORT_HTML
     from ..evaluation.report import rescore
     from ..gallery import PICTURES_FILE
+    from ..records import ROLLOUTS_FILE
 
     page = directory / REPORT_HTML
-    sources = [directory / name for name in ("rollouts.jsonl", PICTURES_FILE)]
+    sources = [directory / name for name in (ROLLOUTS_FILE, PICTURES_FILE)]
     if not page.is_file() or any(one.is_file() and one.stat().st_mtime > page.stat().st_mtime for one in sources):
         rescore(directory)
     return page
