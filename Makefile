@@ -30,8 +30,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}. Set PYTHON=..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev$(if $(DEVICES),$(comma)gpu)]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval trackio  # both are tested; they pin other versions
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo-parts$(if $(DEVICES),$(comma)gpu)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps lmms-eval gradio trackio  # tested here, with other versions than they pin
 	touch $@
 
 $(VLLM_VENV)/.ready: pyproject.toml tests_vllm/constraints.txt

@@ -9,6 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import TrlParser
 
 from mgpo_trl import MGPOConfig, scripts
+from mgpo_trl.cli import build_parser
 from mgpo_trl.data.benchmarks import BENCHMARKS
 from mgpo_trl.evaluation.arguments import EvalArguments
 
@@ -27,6 +28,10 @@ def lines_of(path):
     return fenced + inline
 
 
+def without_redirection(words):
+    return words[: words.index(">")] if ">" in words else words
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_every_command_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -36,6 +41,8 @@ def test_every_command_parses(path, monkeypatch):
             assert args.rescore or args.compare or args.dataset.split(":")[0] in BENCHMARKS, words
         elif words[:3] == ["accelerate", "launch", "train.py"]:
             scripts.parse_training(words[3:])
+        elif words[0] == "mgpo":
+            build_parser().parse_args(without_redirection(words[1:]))
         elif words[:2] == ["python", "-m"]:
             assert (ROOT / "src" / (words[2].replace(".", "/") + ".py")).is_file(), words
         else:

@@ -118,9 +118,13 @@ def test_what_an_answer_holds(vqa, rows, monkeypatch):
     answer = vqa(rows[0]["image"]["bytes"], "What?", ["one", "two"])
     assert (answer.answer, answer.box, answer.status) == ("B", (40, 40, 160, 200), "ok")
     assert answer.crop is answer.rollout.turns[0].reply_image and answer.text == r"It is \boxed{B}."
+    assert (answer.words, answer.no_crop) == ("(B) two", "") and answer.picture().width > 900
     write(vqa, monkeypatch, {1: "nothing", 2: r"It is \boxed{B}."})
     answer = vqa(rows[0]["image"]["bytes"], "What?")
     assert (answer.answer, answer.box, answer.status, answer.crop) == ("B", None, "no_json", None)
+    assert (answer.words, answer.no_crop) == ("B", "no crop: no json")
+    write(vqa, monkeypatch, {1: "nothing", 2: "It is B."})
+    assert vqa(rows[0]["image"]["bytes"], "What?").words == "no boxed answer"
 
 
 ASK = """

@@ -9,7 +9,7 @@ from .boxes import resolve_coordinates
 from .processing import VisionChat, parse_pixels
 from .prompts import PROTOCOL_VERSION, PromptTemplate
 from .records import write_atomically
-from .rollout import RoundTemplate
+from .rollout import Chat, RoundTemplate
 
 CONVERSATION_FILE = "conversation.json"
 
@@ -51,9 +51,14 @@ class Conversation:
             model_type (`str`): `config.model_type` of the model; decides the coordinates where they are `"auto"`.
             end_ids (`Iterable[int]`, *optional*): Ids that end a sampled turn besides the EOS token.
         """
+        chat = VisionChat(processor, max_pixels=self.max_pixels, min_pixels=self.min_pixels, end_ids=end_ids)
+        return self.template_with(chat, model_type)
+
+    def template_with(self, chat: Chat, model_type: str) -> RoundTemplate:
+        """The fixed parts of the conversation where something else than a processor makes ids and fits images."""
         return RoundTemplate(
             self.prompts,
-            VisionChat(processor, max_pixels=self.max_pixels, min_pixels=self.min_pixels, end_ids=end_ids),
+            chat,
             resolve_coordinates(self.coordinates, model_type),
             min_box_side=self.min_box_side,
             max_box_aspect=self.max_box_aspect,

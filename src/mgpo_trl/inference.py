@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from .answer_picture import draw_answer
 from .answers import extract_answer, parse_choices
 from .boxes import format_box
 from .conversation import Conversation, load_conversation
@@ -51,6 +52,28 @@ class GroundedAnswer:
     def turns(self) -> list[str]:
         """What the model wrote, round by round; where a region was chosen by hand, the first is ours."""
         return [turn.text for turn in self.rollout.turns]
+
+    @property
+    def words(self) -> str:
+        """The answer in words: a letter with the text of its choice, or that there is none."""
+        if self.answer is None:
+            return "no boxed answer"
+        choices = self.rollout.choices
+        return f"({self.answer}) {choices[ord(self.answer) - ord('A')]}" if choices else self.answer
+
+    @property
+    def no_crop(self) -> str:
+        """Why there is no crop, in words; empty where there is one."""
+        if self.crop is not None:
+            return ""
+        return "answered directly" if self.status is None else f"no crop: {self.status.replace('_', ' ')}"
+
+    def picture(self) -> Image.Image:
+        """A picture of it: the question, the view with the region, the crop, the answer."""
+        rollout = self.rollout
+        return draw_answer(
+            rollout.view, rollout.image.size, self.box, self.crop, rollout.question, self.words, self.no_crop
+        )
 
 
 class GroundedVQA:

@@ -78,26 +78,8 @@ class VisionChat:
         self._reply_cache: dict[str, list[int]] = {}
 
     def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """
-        Width and height, in pixels, that an image of `size` (width, height) is shown at.
-
-        Raises:
-            ValueError: One side is more than 200 times the other.
-        """
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        if max(size) > MAX_ASPECT * min(size):
-            raise ValueError(
-                f"An image of {size[0]}x{size[1]} pixels is more than {MAX_ASPECT} times as long as it is wide, which "
-                "the image processor refuses. Cut it into parts, or leave the row out."
-            )
-        for _ in range(8):  # an extreme aspect ratio needs a second pass to come under the budget
-            height, width = smart_resize(size[1], size[0], self.factor, self.min_pixels, self.max_pixels)
-            width, height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)  # rounding may exceed it
-            if (width, height) == size:
-                return size
-            size = (width, height)
-        raise ValueError(f"No size within the pixel budget was found for an image of {size}. Raise `max_pixels`.")
+        """Width and height that an image is shown at, see [`fitted_size`]."""
+        return fitted_size(size, self.factor, self.min_pixels, self.max_pixels)
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The image at the size that the model sees it, with the resampling filter of the processor."""
@@ -209,6 +191,34 @@ class VisionChat:
         for token_id in ids:
             expanded += [token_id] * (next(counts, 1) if token_id == self.image_token_id else 1)
         return expanded
+
+
+def fitted_size(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """
+    Width and height, in pixels, that an image of `size` (width, height) is shown at. The processor leaves it there.
+
+    Args:
+        size (`tuple[int, int]`): (width, height) of the image.
+        factor (`int`): Side of the square that one image token covers, `patch_size * merge_size`.
+        min_pixels (`int`), max_pixels (`int`): The pixel budget.
+
+    Raises:
+        ValueError: One side is more than 200 times the other.
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    if max(size) > MAX_ASPECT * min(size):
+        raise ValueError(
+            f"An image of {size[0]}x{size[1]} pixels is more than {MAX_ASPECT} times as long as it is wide, which "
+            "the image processor refuses. Cut it into parts, or leave the row out."
+        )
+    for _ in range(8):  # an extreme aspect ratio needs a second pass to come under the budget
+        height, width = smart_resize(size[1], size[0], factor, min_pixels, max_pixels)
+        width, height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)  # rounding may exceed it
+        if (width, height) == size:
+            return size
+        size = (width, height)
+    raise ValueError(f"No size within the pixel budget was found for an image of {size}. Raise `max_pixels`.")
 
 
 def check_processor(processor) -> None:
