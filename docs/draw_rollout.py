@@ -23,7 +23,8 @@ from mgpo_trl.rollout import Rollout, RoundTemplate, Sampled, flatten, run_round
 LEVEL, SPLIT, INDEX, SEED = "refer", "heldout", 5, 1
 WIDTH, EDGE, GAP, SIDE = 1600, 40, 40, 350
 INK, PALE = (31, 35, 40), (101, 109, 118)
-FIXED, GROUNDING, ANSWER = (225, 228, 232), (147, 197, 253), (134, 239, 172)
+FIXED, PLACEHOLDER = (225, 228, 232), (160, 168, 178)
+GROUNDING, ANSWER = (147, 197, 253), (134, 239, 172)
 BOX = (220, 38, 38)
 
 
@@ -66,7 +67,7 @@ def draw_images(canvas: Image.Image, rollout: Rollout) -> None:
             "The crop",
             crop,
             plain,
-            f"Cut from the image, fitted into the\nsame budget: {size_of(crop)}, 9 image tokens.",
+            f"Cut from the image, fitted into\nthe same budget: {size_of(crop)}.",
         ),
     ]
     for number, (title, image, resample, text) in enumerate(columns):
@@ -94,18 +95,18 @@ def draw_column(canvas: Image.Image, left: int, title: str, image: Image.Image, 
 
 
 def draw_turns(canvas: Image.Image, top: int, rollout: Rollout) -> int:
-    """The four turns, shortened; returns where they end."""
+    """The four turns, shortened, and the reward; returns where they end."""
     choices = "  ".join(f"({letter}) {text}" for letter, text in zip("ABCD", rollout.choices, strict=True))
     box = rollout.turns[0].text.replace("\n", " ")
     turns = [
         (
             FIXED,
             "we ask",
-            f"[view]  {rollout.question}  Do not answer yet. Find the part of the image ... its box as JSON",
+            f"[view]  {rollout.question}  Do not answer yet. Find the part ... as JSON.   (no choices yet)",
         ),
         (GROUNDING, "round 1", box),
-        (FIXED, "we reply", f"[crop]  This is the region that you chose ...  {rollout.question}  {choices}"),
-        (ANSWER, "round 2", f"{rollout.turns[1].text}      is it right?  yes: reward 1"),
+        (FIXED, "we reply", f"[crop]  This is the region that you chose ...  {choices}"),
+        (ANSWER, "round 2", rollout.turns[1].text),
     ]
     draw = ImageDraw.Draw(canvas)
     for colour, who, text in turns:
@@ -113,6 +114,7 @@ def draw_turns(canvas: Image.Image, top: int, rollout: Rollout) -> int:
         draw.text((EDGE + 18, top + 11), who, fill=INK, font=font(24))
         draw.text((EDGE + 150, top + 12), text, fill=INK, font=font(23))
         top += 60
+    draw.text((WIDTH - EDGE - 18, top - 35), "the letter is right: reward 1", fill=INK, font=font(24), anchor="rm")
     return top
 
 
@@ -131,10 +133,8 @@ def draw_tokens(canvas: Image.Image, top: int, rollout: Rollout) -> None:
     )
     for number, (token, turn) in enumerate(zip(flat.ids, turn_ids, strict=True)):
         left = EDGE + number * cell
-        colour = (FIXED, GROUNDING, ANSWER)[turn]
+        colour = PLACEHOLDER if token == image_id else (FIXED, GROUNDING, ANSWER)[turn]
         draw.rectangle([left, top + 46, left + cell - 3, top + 92], fill=colour)
-        if token == image_id:
-            draw.line([left, top + 92, left + cell - 3, top + 46], fill=PALE, width=2)
         draw.text((left + cell / 2 - 1, top + 69), str(turn), fill=INK, font=font(17), anchor="mm")
     draw_spans(draw, top + 100, cell, rollout)
 
@@ -143,9 +143,9 @@ def draw_spans(draw: ImageDraw.ImageDraw, top: int, cell: float, rollout: Rollou
     """What the tokens are, below them."""
     grounding, answer = rollout.turns
     spans = [
-        ("prompt (struck out: the view)", len(rollout.prompt_ids)),
+        ("prompt (dark: the view)", len(rollout.prompt_ids)),
         ("round 1", len(grounding.ids)),
-        ("reply (struck out: the crop)", len(grounding.reply_ids)),
+        ("reply (dark: the crop)", len(grounding.reply_ids)),
         ("round 2", len(answer.ids)),
     ]
     left = float(EDGE)

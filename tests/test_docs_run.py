@@ -1,9 +1,9 @@
 """
-The documents do what they say: page by page, their Python code and their commands run in order, in a directory prepared
-as they assume. Commands of `train.py` and `eval.py` run in short variants in this process, on the tiny model.
+The documents do what they say: page by page, their Python code and their commands run in order, in a directory
+prepared as they assume. Commands of `train.py` and `eval.py` run in short variants in this process, on the tiny model.
 
-A block whose first line is `# path/of/a/file` is written to that file (Python code runs as well). A page or a line that
-can not run is named below, with the reason.
+A block whose first line is `# path/of/a/file` is written to that file (Python code runs as well). A page or a line
+that can not run is named below, with the reason.
 """
 
 import gc
