@@ -6,7 +6,6 @@ A block whose first line is `# path/of/a/file` is written to that file (Python c
 that can not run is named below, with the reason.
 """
 
-import gc
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from mgpo_trl import scripts
 from mgpo_trl.conversation import Conversation
+from mgpo_trl.data.benchmarks import BENCHMARKS
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ELSEWHERE = {
@@ -101,10 +101,13 @@ def workplace(tmp_path, tmp_path_factory, published, tiny_dir, rows, monkeypatch
         (tmp_path / "data" / path.name).symlink_to(path)
     shorten_builtin(monkeypatch, tmp_path_factory.mktemp("cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    monkeypatch.setattr("mgpo_trl.data.benchmarks.BENCHMARKS", dict(BENCHMARKS))  # a page may add one
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # modules that a page writes end with it
-    return tmp_path
+    yield tmp_path
+    for name, module in list(sys.modules.items()):  # modules that a page wrote end with it
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -122,7 +125,6 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_dir):
         for place, words in enumerate(commands_of(text) if language == "bash" else ()):
             if not why_not(" ".join(words)):
                 run(words, tiny_dir, f"outputs/of_step_{number}_{place}")
-    gc.collect()
 
 
 def run(words, tiny_dir, directory):
