@@ -3,22 +3,32 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 
 import pytest
-from commands import ROOT, environment, load_script, shorten_builtin
+from commands import (
+    FENCE,
+    ROOT,
+    SMALL_BATCH,
+    arguments_of,
+    commands_of,
+    environment,
+    kind_of,
+    load_script,
+    output_of,
+    run_short,
+    shorten_builtin,
+    write_rows,
+)
 from PIL import Image
 
 from mgpo_trl import scripts
-from mgpo_trl.builtin import __main__ as builtin_command
 from mgpo_trl.builtin import warm_start as warming
 from mgpo_trl.builtin.recipe import RECIPES
 from mgpo_trl.prompts import PromptTemplate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCE = ROOT / "src" / "mgpo_trl"
 NOT_LISTED = {
     "pyproject.toml",
@@ -35,29 +45,7 @@ def blocks(*languages):
     return [text for language, text in FENCE.findall(README) if language in languages]
 
 
-def commands_of(text):
-    """One command a line; a line that ends in a backslash goes on, what follows a # is a comment."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
 COMMANDS = [words for text in blocks("bash", "sh", "shell", "console") for words in commands_of(text)]
-
-
-def kind_of(words):
-    if words[0] == "make":
-        return "make"
-    if words[:3] == ["accelerate", "launch", "train.py"]:
-        return "train"
-    if words[:2] == ["python", "eval.py"]:
-        return "eval"
-    if words[:3] == ["python", "-m", "mgpo_trl.builtin"]:
-        return "builtin"
-    return None
-
-
-def arguments_of(words):
-    return words[{"make": 1, "train": 3, "eval": 2, "builtin": 3}[kind_of(words)] :]
 
 
 def test_the_first_two_commands_are_train_and_test():
@@ -156,14 +144,8 @@ def short_task(workplace, tmp_path_factory):
 @pytest.fixture(scope="module")
 def my_data(workplace, rows):
     """`data/train.jsonl` and `data/test.jsonl`, as the README asks for them."""
-    (workplace / "data").mkdir()
-    lines = []
-    for row in rows:
-        (workplace / "data" / row["image"]["path"]).write_bytes(row["image"]["bytes"])
-        kept = {name: row[name] for name in ("question", "choices", "answer")}
-        lines.append(json.dumps({"image": row["image"]["path"], **kept}) + "\n")
     for name in ("train", "test"):
-        (workplace / "data" / f"{name}.jsonl").write_text("".join(lines))
+        write_rows(workplace / "data" / f"{name}.jsonl", rows)
     write_vstar(workplace / "data" / "vstar")
 
 
@@ -182,52 +164,18 @@ def write_vstar(folder):
     (folder / "test_questions.jsonl").write_text("".join(lines))
 
 
-SMALL_BATCH = ["--max_steps", "1", "--num_generations", "2", "--per_device_train_batch_size", "2"]
-SMALL_MODEL = [
-    "--dtype", "float32", "--bf16", "false", "--gradient_accumulation_steps", "1", "--steps_per_generation", "1",
-    "--max_pixels", "84x84", "--min_pixels", "56x56", "--round_token_budgets", "4", "4", "--log_completions", "false",
-    "--save_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
-]  # fmt: skip
-SMALL_EVAL = ["--limit", "2", "--token_budgets", "4", "4", "--max_pixels", "84x84", "--min_pixels", "56x56"]
-
-
-def run_short(words, tiny_dir):
-    """The command with a small budget, and the tiny model in place of one that would be downloaded."""
-    stand_ins = {"outputs/run": str(tiny_dir), "vstar": "vstar:data/vstar"}
-    arguments = [
-        str(tiny_dir) if word.startswith("Qwen/") else stand_ins.get(word, word) for word in arguments_of(words)
-    ]
-    if kind_of(words) == "builtin":
-        return builtin_command.main([*arguments, *SMALL_BATCH])
-    if kind_of(words) == "eval":
-        downloaded = not {"--rescore", "--compare", "outputs/builtin"} & set(arguments)
-        return load_script("eval").main([*arguments, *(SMALL_EVAL if downloaded else [])])
-    if scripts.is_builtin_run(*scripts.parse_training(arguments)[::2]):
-        return load_script("train").main([*arguments, *SMALL_BATCH])
-    return load_script("train").main([*arguments, *SMALL_BATCH, *SMALL_MODEL, "--model_name_or_path", str(tiny_dir)])
-
-
 def test_the_commands_run_one_after_the_other(short_task, my_data, tiny_dir, workplace):
     """In the order of the README, each on what those before it left behind; `make train` in this process."""
     load_script("train").main(SMALL_BATCH)
     for words in COMMANDS:
         if kind_of(words) == "make":
             continue
-        run_short(words, tiny_dir)
+        run_short(words, {"outputs/run": str(tiny_dir), "vstar": "vstar:data/vstar"}, tiny_dir)
         directory = output_of(words)
         leaves = {"eval": "report.json", "train": "run.json", "builtin": "result.json"}[kind_of(words)]
         for option, other in (("--compare", "compare.json"), ("--protocol", "protocols.json")):
             leaves = other if option in words else leaves
         assert (workplace / directory / leaves).is_file(), words
-
-
-def output_of(words):
-    for option in ("--output_dir", "--rescore"):
-        if option in words:
-            return words[words.index(option) + 1]
-    if kind_of(words) == "eval":
-        return "outputs/eval"
-    return scripts.parse_training(arguments_of(words))[1].output_dir
 
 
 @pytest.mark.parametrize("number", range(len(blocks("json"))))
