@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+TRAINER_STATE = "trainer_state.json"
+"""The last file of a checkpoint."""
 OPTIMIZER_SHARDS = "global_step*/*optim_states.pt"
 """Files of a DeepSpeed checkpoint, one for each process that saved it."""
 FSDP_FILES = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0")

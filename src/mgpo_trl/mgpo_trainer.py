@@ -18,7 +18,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
-from .launch_checks import check_launch
+from .launch_checks import TRAINER_STATE, check_launch
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
@@ -153,7 +153,7 @@ class MGPOTrainer(GRPOTrainer):
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._facts: RolloutFacts | None = None
-        models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
+        models = [self._bare_model(model) for model in (self.model, self.ref_model) if model is not None]
         # The shared paths hand vision features and packed rows to the model: known for these families, and only where
         # every process holds the whole model.
         sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
@@ -533,6 +533,13 @@ class MGPOTrainer(GRPOTrainer):
             if count:
                 self._metrics[mode][name].append(total / count)
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Schedules with a floor read the optimizer's first learning rate, which DeepSpeed's wrapper leaves out."""
+        wrapper = getattr(self.optimizer, "optimizer", None)
+        if self.is_deepspeed_enabled and wrapper is not None and not hasattr(wrapper, "defaults"):
+            wrapper.defaults = wrapper.optimizer.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
     # Checkpoints
 
     def _get_train_sampler(self, dataset=None):
@@ -553,6 +560,13 @@ class MGPOTrainer(GRPOTrainer):
         super()._save(output_dir, self._without_copies(state_dict))
         if self.args.should_save:
             self.conversation.save(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        """A state that an earlier run left for this step goes first: it would vouch for files that are half written."""
+        state = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}", TRAINER_STATE)
+        if self.args.should_save and os.path.exists(state):
+            os.remove(state)
+        super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir):
         """

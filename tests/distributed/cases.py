@@ -3,13 +3,16 @@ Trainings that one process and several processes must play alike.
 
 Sampling would differ by the number of processes, as every one has a random state of its own. Here the draw of a token
 depends on the step, the round, the place of the rollout in the *global* batch and the position, and on nothing else,
-and every second rollout opens with a box of its own size. The model still generates, through its own engine.
+and every second rollout opens with a box of its own size. Both engines still generate: the shared-prefix sampler where
+a process holds the whole model, and TRL's `generate` where it is sharded.
 """
 
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from commands import load_script
@@ -21,9 +24,10 @@ from transformers import BitsAndBytesConfig, LogitsProcessor, LogitsProcessorLis
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
 from mgpo_trl.boxes import format_box
+from mgpo_trl.shared_prefix import _Decoding
 
 GLOBAL_BATCH = 8
-"""Rollouts of a step over all processes: one question, so that its group reaches over the processes."""
+"""Rollouts of a step over all processes. By default of one question, so that its group reaches over the processes."""
 OPTIONS = {
     "max_pixels": 84 * 84, "min_pixels": 56 * 56, "round_token_budgets": [24, 8], "num_generations": 8,
     "gradient_accumulation_steps": 2, "beta": 0.01, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "max_steps": 3,
@@ -43,32 +47,28 @@ def dataset() -> Dataset:
     )
 
 
-class PlacedNoise(LogitsProcessor):
-    """Gumbel noise by (seed, global row, position): the likeliest token afterwards is a sample."""
+class PlacedLogits(LogitsProcessor):
+    """For `generate`: [`PlacedTrainer.placed`] on every row of this process."""
 
-    def __init__(self, seed, first_row):
-        self.seed, self.first_row, self.position = seed, first_row, 0
+    def __init__(self, trainer):
+        self.trainer, self.position = trainer, 0
 
     def __call__(self, input_ids, scores):
-        uniform = torch.stack([self._row(number, scores.size(1)) for number in range(len(scores))])
         self.position += 1
-        return scores - torch.log(-torch.log(uniform))
-
-    def _row(self, number, width):
-        seed = hash((self.seed, self.first_row + number, self.position)) % 2**63
-        return torch.rand(width, generator=torch.Generator().manual_seed(seed))
+        return self.trainer.placed(scores, range(len(scores)), [self.position - 1] * len(scores))
 
 
-class ForcedLength(LogitsProcessor):
-    """Short turns end at once, long ones only with their budget."""
+class PlacedDecoding(_Decoding):
+    """For the shared-prefix sampler, whose rows leave the batch when they end: likewise."""
 
-    def __init__(self, end_id, short):
-        self.end_id, self.short = torch.tensor([end_id]), short
+    def __init__(self, trainer, sampler, rows, logits):
+        super().__init__(sampler, rows, logits)
+        self.trainer = trainer
 
-    def __call__(self, input_ids, scores):
-        if self.short:
-            return torch.full_like(scores, -torch.inf).index_fill(1, self.end_id, 0.0)
-        return scores.index_fill(1, self.end_id, -torch.inf)
+    def _choose(self):
+        rows = self.numbers.tolist()
+        scores = self.sampler.process(self.ids, self.logits.float())
+        return self.trainer.placed(scores, rows, [len(self.sampled[row]) for row in rows]).argmax(-1)
 
 
 class PlacedTrainer(MGPOTrainer):
@@ -86,9 +86,10 @@ class PlacedTrainer(MGPOTrainer):
         super().__init__(str(model), self.by_ids, args, train_dataset=dataset(), **models)
         self.generation_config.do_sample = self.generation_kwargs["do_sample"] = False
         self.first_row = self.accelerator.process_index * GLOBAL_BATCH // world_size()
-        self.played, self.forwards, self.generating = [], [], False
+        self.played, self.forwards, self.generating, self.encoded = [], [], False, 0
         self.sampler_generate, self.model.generate = self.model.generate, self.placed_generate
         self.model.register_forward_pre_hook(self.count_forward)
+        self._bare_model(self.model).base_model.visual.register_forward_pre_hook(self.count_images, with_kwargs=True)
 
     def by_ids(self, completion_ids, id, **kwargs):
         """A reward that tells the rollouts by their sampled ids, and keeps them."""
@@ -98,33 +99,49 @@ class PlacedTrainer(MGPOTrainer):
             self.played.append({"place": place, "id": name, "ids": ids, "reward": reward})
         return rewards
 
-    def placed_generate(self, input_ids, **kwargs):
-        processors = [PlacedNoise(10 * self.state.global_step + self._round, self.first_row)]
-        if self.lopsided:
-            processors.append(ForcedLength(self._tokenizer.eos_token_id, short=self.first_row == 0))
+    def placed_generate(self, *args, **kwargs):
+        return self.sampler_generate(*args, **kwargs, logits_processor=LogitsProcessorList([PlacedLogits(self)]))
+
+    def _generate_single_turn(self, *args, **kwargs):
         self.forwards.append(0)
         self.generating = True
-        ids = self.sampler_generate(input_ids=input_ids, **kwargs, logits_processor=LogitsProcessorList(processors))
+        with patch("mgpo_trl.shared_prefix._Decoding", partial(PlacedDecoding, self)):
+            turns = super()._generate_single_turn(*args, **kwargs)
         self.generating = False
-        return self.with_boxes(ids, input_ids.size(1)) if self._round == 1 else ids
+        return turns
+
+    def placed(self, scores, rows, positions):
+        """Scores (R, V) of which the largest is what a row samples at its position: a written token, or a draw."""
+        return torch.stack([self.placed_row(*one) for one in zip(scores, rows, positions, strict=True)])
+
+    def placed_row(self, scores, row, position):
+        written = self.written(row)
+        if written is not None and position < len(written):
+            return torch.full_like(scores, -torch.inf).index_fill(0, torch.tensor(written[position]), 0.0)
+        if self.lopsided:  # long turns end only with their budget
+            scores = scores.index_fill(0, torch.tensor(self._tokenizer.eos_token_id), -torch.inf)
+        seed = hash((self.state.global_step, self._round, self.first_row + row, position)) % 2**63
+        uniform = torch.rand(len(scores), generator=torch.Generator().manual_seed(seed))
+        return scores - torch.log(-torch.log(uniform))  # Gumbel noise: the likeliest token is a sample
+
+    def written(self, row):
+        """A box whose size follows from the place of its rollout: crops, and so round 2, differ in length."""
+        place, end = self.first_row + row, self._tokenizer.eos_token_id
+        if self.lopsided and self.first_row == 0:
+            return [end]
+        if self._round > 1 or not (self.lopsided or place % 2):
+            return None
+        width, height = self._rollouts[row].view.size
+        box = (2 + place, 3, min(width - 2, 34 + 3 * place), height - 4)
+        text = format_box(box, (width, height), "absolute", "card")
+        return [*self._tokenizer(text)["input_ids"], *([] if self.lopsided else [end])]
 
     def count_forward(self, *args):
         if self.generating:
             self.forwards[-1] += 1
 
-    def with_boxes(self, ids, prompt_length):
-        """The size of a box follows from the place of its rollout: crops, and so round 2, differ in length."""
-        turns = [row[prompt_length:].tolist() for row in ids]
-        for number, rollout in enumerate(self._rollouts):
-            row = self.first_row + number
-            if self.first_row > 0 if self.lopsided else row % 2:
-                width, height = rollout.view.size
-                box = (2 + row, 3, min(width - 2, 34 + 3 * row), height - 4)
-                text = format_box(box, rollout.view.size, "absolute", "card")
-                turns[number] = [*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id]
-        longest = max(map(len, turns))
-        padded = [[*turn, *[self._tokenizer.pad_token_id] * (longest - len(turn))] for turn in turns]
-        return torch.cat([ids[:, :prompt_length], torch.tensor(padded, device=ids.device)], dim=1)
+    def count_images(self, tower, args, kwargs):
+        self.encoded += len(kwargs["grid_thw"])
 
     def result(self):
         """What the tests compare, as JSON."""
@@ -134,10 +151,12 @@ class PlacedTrainer(MGPOTrainer):
             "logs": [entry for entry in self.state.log_history if "loss" in entry],
             "played": self.played,
             "forwards": self.forwards,
+            "encoded": self.encoded,
             "engine": self.accelerator.distributed_type.value,
             "processes": self.accelerator.num_processes,
             "parameters": len(parameters),
             "sharded": sharded,
+            "shares": self._shares_prefix and self._packs,
         }
 
 
@@ -150,10 +169,10 @@ class DyingTrainer(PlacedTrainer):
 
     dies_in = "rollout"
 
-    def placed_generate(self, input_ids, **kwargs):
+    def _generate_single_turn(self, *args, **kwargs):
         if self.dies_in == "rollout" and (self.state.global_step, self._round) == (1, 2):
             self.die()
-        return super().placed_generate(input_ids, **kwargs)
+        return super()._generate_single_turn(*args, **kwargs)
 
     def _save_rng_state(self, output_dir):
         if self.dies_in == "save" and self.state.global_step == 2:
@@ -183,7 +202,8 @@ def full(model, directory):
 
 
 def adapter(model, directory):
-    return whole_and_resumed(model, directory, peft_config=LoraConfig(**LORA))
+    """Four questions a step, so that every process has groups of its own."""
+    return whole_and_resumed(model, directory, peft_config=LoraConfig(**LORA), num_generations=2)
 
 
 def four_bit(model, directory):

@@ -65,7 +65,12 @@ def test_the_processes_are_those_asked_for_and_shard_what_they_should(stage):
         assert result["processes"] == 2 and result["engine"] == ENGINES[config_of(name)["distributed_type"]]
     for case in set(STAGES[name]) - {"four_bit", "train_script"}:
         for result in ranks[0][case].values():
-            assert result["sharded"] == (result["parameters"] if name.startswith(("zero3", "fsdp2")) else 0)
+            assert result["sharded"] == (result["parameters"] if is_sharded(name) else 0)
+            assert result["shares"] == (not is_sharded(name))
+
+
+def is_sharded(name):
+    return name.startswith(("zero3", "fsdp2"))
 
 
 def test_they_play_what_one_process_plays(stage, alone):
@@ -84,6 +89,14 @@ def compare(logs, wanted, rel):
     assert [log["grad_norm"] for log in logs] == pytest.approx([log["grad_norm"] for log in wanted], rel=rel)
     for name in ("reward", "reward_std", "grounding/valid_ratio", "turn1/length", "turn2/length"):
         assert [log[name] for log in logs] == pytest.approx([log[name] for log in wanted], rel=1e-6), name
+
+
+def test_a_process_that_holds_the_model_encodes_an_image_once_a_step(stage, alone):
+    """With an adapter, two views and two crops a process: for both rounds, the reference pass and the policy pass."""
+    name, _, ranks = stage
+    if "adapter" in STAGES[name] and not is_sharded(name):
+        assert [rank["adapter"]["whole"]["encoded"] for rank in ranks] == [3 * 4, 3 * 4]
+        assert alone("adapter")[1]["whole"]["encoded"] == 3 * 8
 
 
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(stage):
