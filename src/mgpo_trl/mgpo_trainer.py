@@ -18,7 +18,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
-from .launch_checks import TRAINER_STATE, check_launch
+from .launch_checks import TRAINER_STATE, check_launch, check_quantized
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
@@ -105,6 +105,7 @@ class MGPOTrainer(GRPOTrainer):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
         check_launch(args)
+        check_quantized(kwargs.get("quantization_config"))
         if isinstance(model, str) and is_adapter(model):
             model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
             model_name = model.config._name_or_path
@@ -401,6 +402,8 @@ class MGPOTrainer(GRPOTrainer):
         return GRPOTrainer.get_gamma_weights(mask=(mask > 0).float(), **kwargs)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._rollouts:  # a pass before the first update, while the batch is made
+            self._in_hand = ("scoring the rollouts", [_load(rollout) for rollout in self._rollouts])
         packs = self._packs and (self._facts or self._rollouts)
         score = self._packed_logps if packs else super()._get_per_token_logps_and_entropies
         output = score(*args, **kwargs)
@@ -562,7 +565,7 @@ class MGPOTrainer(GRPOTrainer):
             self.conversation.save(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial):
-        """A state that an earlier run left for this step goes first: it would vouch for files that are half written."""
+        """A state that an earlier run left for this step goes first: it would vouch for half-written files."""
         state = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}", TRAINER_STATE)
         if self.args.should_save and os.path.exists(state):
             os.remove(state)

@@ -20,7 +20,7 @@ from .adapters import (
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
-from .launch_checks import check_launch, check_resume
+from .launch_checks import check_launch, check_quantized, check_resume, is_whole
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
 REWARDS = {
@@ -255,6 +255,7 @@ def build_trainer(
     }
     write_training_record(script_args, args, model_args, train.bad_rows)
     quantization = quantization_config(model_args)
+    check_quantized(quantization)
     options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
     if adapter is not None:
         options = {}
@@ -341,18 +342,10 @@ def _named_checkpoint(args) -> str | None:
 
 
 def _whole_checkpoints(output_dir: str) -> list[str]:
-    """Oldest first. The state is written last, after the files of every process: without it the run died saving."""
+    """Oldest first; those that a run died in are left out."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_json(path / "trainer_state.json"):
+        if step.isdigit() and is_whole(path):
             found.append((int(step), str(path)))
     return [path for _, path in sorted(found)]
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

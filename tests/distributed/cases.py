@@ -15,10 +15,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from commands import load_script
+from commands import load_script, shorten_builtin
 from conftest import photo_row
 from datasets import Dataset
 from peft import LoraConfig
+from pytest import MonkeyPatch
 from scripted import photos_dataset
 from transformers import BitsAndBytesConfig, LogitsProcessor, LogitsProcessorList
 
@@ -28,6 +29,8 @@ from mgpo_trl.shared_prefix import _Decoding
 
 GLOBAL_BATCH = 8
 """Rollouts of a step over all processes. By default of one question, so that its group reaches over the processes."""
+HELDOUT = 4
+"""Held-out scenes of the built-in run."""
 OPTIONS = {
     "max_pixels": 84 * 84, "min_pixels": 56 * 56, "round_token_budgets": [24, 8], "num_generations": 8,
     "gradient_accumulation_steps": 2, "beta": 0.01, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "max_steps": 3,
@@ -207,11 +210,13 @@ def adapter(model, directory):
 
 
 def four_bit(model, directory):
+    """Stored in floating point, as FSDP needs it to shard them."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=torch.float32,
     )
     lora = LoraConfig(**LORA)
     trainer = PlacedTrainer(model, directory, peft_config=lora, quantization_config=config, max_steps=2)
@@ -238,18 +243,25 @@ def dies_in_a_save(model, directory):
     trainer.train()
 
 
-def train_script(model, directory):
-    """`train.py` itself, with its options."""
+def train_script(model, directory, **more):
+    """`train.py` itself, with its options: the schedule of the built-in recipe is one with a floor."""
     options = {
         "model_name_or_path": model, "dataset_name": "builtin:needle", "limit": 4, "output_dir": directory,
         "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2, "round_token_budgets": "6 4",
-        "report_to": "none", "disable_tqdm": "true",
+        "report_to": "none", "disable_tqdm": "true", **more,
     }  # fmt: skip
-    parts = [part for name, value in options.items() for part in (f"--{name}", *str(value).split(" "))]
+    parts = [part for name, value in options.items() if value for part in (f"--{name}", *str(value).split(" "))]
     load_script("train").main(parts)
+
+
+def builtin_run(model, directory):
+    """The built-in run: every process needs its warm start, and one of them plays the held-out scenes."""
+    with MonkeyPatch.context() as patch:
+        shorten_builtin(patch, directory / "cache", HELDOUT)
+        train_script(None, directory)
 
 
 CASES = {
     case.__name__: case
-    for case in (full, adapter, four_bit, lopsided, dies_in_a_rollout, dies_in_a_save, train_script)
+    for case in (full, adapter, four_bit, lopsided, train_script, builtin_run, dies_in_a_rollout, dies_in_a_save)
 }

@@ -15,6 +15,7 @@ from ..evaluation.runner import Player, play_batches
 from ..generation import ModelGenerator
 from ..image_loading import ImageLoader
 from ..images import open_image
+from ..launch_checks import check_whole_models
 from ..prompts import PROTOCOL_VERSION, load_prompts
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
 from ..viewer import Scene, draw_comparison
@@ -47,6 +48,7 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     started = time.perf_counter()
     level = builtin_level(script_args.dataset_name)
     recipe = RECIPES[level]
+    check_whole_models(args, "The built-in run")  # its held-out scenes are played by the first process
     logger.info("Training a small model on the built-in task '%s': %s", level, recipe.summary)
     with args.main_process_first(local=False, desc="warm start"):
         warm = warm_start(level, args.seed, template=load_prompts(args.prompts_file))
