@@ -4,11 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from mgpo_trl import MGPOConfig
 from mgpo_trl.builtin import run
-from mgpo_trl.launch_checks import check_launch, check_quantized, check_resume, check_whole_models, checkpoint_engine
+from mgpo_trl.launch_checks import (
+    check_launch,
+    check_quantized,
+    check_resume,
+    check_whole_models,
+    checkpoint_engine,
+    warn_of_lost_updates,
+)
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -115,6 +123,24 @@ def test_the_trainer_checks_the_precision_before_it_looks_for_the_model(make_tra
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="whole on every process"):
         make_trainer(model="nowhere", kwargs={"quantization_config": FOUR_BITS})
+
+
+def lora():
+    return {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")}
+
+
+def test_whole_weights_in_16_bits_are_warned_of(make_trainer, caplog):
+    for dtype, kwargs in (("float32", {}), ("bfloat16", lora())):
+        make_trainer(model_init_kwargs={"dtype": dtype}, kwargs=kwargs)
+    assert "lost to rounding" not in caplog.text
+    trainer = make_trainer(model_init_kwargs={"dtype": "bfloat16"})
+    assert (
+        r"trained in torch.bfloat16" in caplog.text and "(learning rate 0.001). Give `--dtype float32`" in caplog.text
+    )
+    caplog.clear()
+    trainer.args.deepspeed_plugin = zero(2)
+    warn_of_lost_updates(trainer.model, trainer.args)
+    assert not caplog.text
 
 
 def test_the_built_in_run_needs_whole_models(config, monkeypatch):

@@ -8,9 +8,12 @@ is an error.
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
 """The last file of a checkpoint."""
@@ -139,6 +142,28 @@ def check_quantized(quantization, *, environment: Mapping[str, str] | None = Non
         raise ValueError(
             f"FSDP leaves weights in 4 bits that are stored as {storage} whole on every process. Store them as the "
             f"rest of the model (`--bnb_4bit_quant_storage bfloat16`), or {elsewhere}."
+        )
+
+
+def warn_of_lost_updates(model, args) -> None:
+    """
+    Warn where whole weights are trained in 16 bits without the 32-bit copy that ZeRO and FSDP keep.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or `PeftModel`): The model as it is trained.
+        args ([`~mgpo_trl.MGPOConfig`]): The options.
+    """
+    keeps_copy = args.deepspeed_plugin is not None or _is_true(os.environ, "ACCELERATE_USE_FSDP")
+    if keeps_copy or hasattr(model, "peft_config"):
+        return
+    dtypes = {str(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}
+    if dtypes & {"torch.bfloat16", "torch.float16"}:
+        logger.warning(
+            "All weights are trained in %s, where an update much smaller than a weight is lost to rounding (learning "
+            "rate %s). Give `--dtype float32`, launch with a file of ds_configs/ that keeps a 32-bit copy (zero1 to "
+            "zero3, fsdp2), or train an adapter with `--use_peft`.",
+            " and ".join(sorted(dtypes)),
+            args.learning_rate,
         )
 
 

@@ -18,7 +18,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
-from .launch_checks import TRAINER_STATE, check_launch, check_quantized
+from .launch_checks import TRAINER_STATE, check_launch, check_quantized, warn_of_lost_updates
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
@@ -131,6 +131,7 @@ class MGPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        warn_of_lost_updates(self.model, args)
         # Asked once: while a reference pass has the adapter disabled, none of its weights requires a gradient.
         self._tower_is_frozen = is_vision_frozen(self.model)
         stop_gradients_at_frozen_vision(self.model)

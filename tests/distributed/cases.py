@@ -29,8 +29,8 @@ from mgpo_trl.shared_prefix import _Decoding
 
 GLOBAL_BATCH = 8
 """Rollouts of a step over all processes. By default of one question, so that its group reaches over the processes."""
-HELDOUT = 4
-"""Held-out scenes of the built-in run."""
+HELDOUT = 6
+"""Held-out scenes of the built-in run: as many as its picture shows."""
 OPTIONS = {
     "max_pixels": 84 * 84, "min_pixels": 56 * 56, "round_token_budgets": [24, 8], "num_generations": 8,
     "gradient_accumulation_steps": 2, "beta": 0.01, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "max_steps": 3,
