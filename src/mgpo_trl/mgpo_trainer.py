@@ -420,7 +420,9 @@ class MGPOTrainer(GRPOTrainer):
             self._facts = self._facts_of_rollouts(fields, logits_to_keep, input_ids.device)
         facts = self._facts
         backbone = self._bare_model(model).base_model
-        alone = self.args.encode_once and self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        # With gradients, DDP and DeepSpeed watch what runs inside the forward pass of the whole model.
+        watched = torch.is_grad_enabled() and (self.accelerator.num_processes > 1 or self.is_deepspeed_enabled)
+        alone = self.args.encode_once and not watched
         starts = torch.tensor([0, *fields["num_images"]]).cumsum(0).tolist()
         patches = torch.nn.functional.pad(fields["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).tolist()
         parts = []
