@@ -19,10 +19,10 @@ import torch
 from commands import load_script, shorten_builtin
 from conftest import photo_row
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from pytest import MonkeyPatch
 from scripted import photos_dataset
-from transformers import BitsAndBytesConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LogitsProcessor, LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
@@ -214,6 +214,23 @@ def adapter(model, directory):
     return whole_and_resumed(model, directory, peft_config=LoraConfig(**LORA), num_generations=2)
 
 
+def save_adapter(model):
+    """An adapter that changes what the model says, beside it: what `further` starts from."""
+    torch.manual_seed(0)
+    adapted = get_peft_model(AutoModelForImageTextToText.from_pretrained(model), LoraConfig(**LORA))
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05)
+    adapted.save_pretrained(Path(model, "adapter"))
+
+
+def further(model, directory):
+    """An adapter is trained further; a frozen copy of it is the reference."""
+    trainer = PlacedTrainer(Path(model, "adapter"), directory, max_steps=2, beta=0.5)
+    trainer.train()
+    return {"whole": trainer.result()}
+
+
 def four_bit(model, directory):
     """Stored in floating point, as FSDP needs it to shard them."""
     config = BitsAndBytesConfig(
@@ -269,5 +286,15 @@ def builtin_run(model, directory):
 
 CASES = {
     case.__name__: case
-    for case in (full, adapter, four_bit, lopsided, train_script, builtin_run, dies_in_a_rollout, dies_in_a_save)
+    for case in (
+        full,
+        adapter,
+        further,
+        four_bit,
+        lopsided,
+        train_script,
+        builtin_run,
+        dies_in_a_rollout,
+        dies_in_a_save,
+    )
 }

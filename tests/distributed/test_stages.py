@@ -7,10 +7,11 @@ of the loss.
 """
 
 import json
+import shutil
 from itertools import chain
 
 import pytest
-from cases import CASES, HELDOUT
+from cases import CASES, HELDOUT, save_adapter
 from launching import CONFIGS, config_of, launch, launch_two_nodes, results
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -21,11 +22,11 @@ from mgpo_trl.records import read_rollouts
 pytestmark = pytest.mark.slow
 STAGES = {
     "multi_gpu": ("full", "adapter", "four_bit", "lopsided", "builtin_run"),
-    "fsdp2": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "fsdp2": ("full", "adapter", "further", "four_bit", "lopsided", "train_script"),
     "zero1": ("full",),
-    "zero2": ("full", "adapter", "four_bit", "lopsided", "builtin_run"),
+    "zero2": ("full", "adapter", "further", "four_bit", "lopsided", "builtin_run"),
     "zero2_offload": ("adapter",),
-    "zero3": ("full", "adapter", "four_bit", "lopsided", "train_script"),
+    "zero3": ("full", "further", "four_bit", "lopsided", "train_script"),
     "zero3_offload": ("adapter",),
     "zero3_two_nodes": ("adapter",),
 }
@@ -33,25 +34,33 @@ ENGINES = {"MULTI_GPU": "MULTI_CPU", "DEEPSPEED": "DEEPSPEED", "FSDP": "FSDP"}
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_dir, tmp_path_factory):
+def model_dir(tiny_dir, tmp_path_factory):
+    """The tiny model, with an adapter beside it."""
+    directory = shutil.copytree(tiny_dir, tmp_path_factory.mktemp("model") / "tiny")
+    save_adapter(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alone(model_dir, tmp_path_factory):
     """What one process plays: `alone(case)` gives its directory and result."""
     played = {}
 
     def play(case):
         if case not in played:
             directory = tmp_path_factory.mktemp("alone") / case
-            played[case] = directory, CASES[case](tiny_dir, directory)
+            played[case] = directory, CASES[case](model_dir, directory)
         return played[case]
 
     return play
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def stage(request, tiny_dir, tmp_path_factory):
+def stage(request, model_dir, tmp_path_factory):
     """The name of a file, the directory of its launch, and what each of the two processes says."""
     directory = tmp_path_factory.mktemp(request.param)
     start = launch_two_nodes if config_of(request.param)["num_machines"] > 1 else launch
-    done = start(request.param, tiny_dir, directory, *STAGES[request.param])
+    done = start(request.param, model_dir, directory, *STAGES[request.param])
     assert done.code == 0, done.output
     return request.param, directory, results(directory)
 
@@ -76,7 +85,7 @@ def is_sharded(name):
 
 def test_they_play_what_one_process_plays(stage, alone):
     name, _, ranks = stage
-    for case in {"full", "adapter", "four_bit"} & set(STAGES[name]):
+    for case in {"full", "adapter", "further", "four_bit"} & set(STAGES[name]):
         for run, wanted in alone(case)[1].items():
             together = [rank[case][run] for rank in ranks]
             played = sorted(chain.from_iterable(result["played"] for result in together), key=lambda p: p["place"])
