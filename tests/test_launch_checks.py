@@ -230,6 +230,21 @@ def test_the_state_of_an_earlier_run_does_not_vouch_for_half_a_checkpoint(make_t
     assert (state.parent / "model.safetensors").exists() and not state.exists()
 
 
+def test_the_trainer_itself_resumes_from_whole_checkpoints_only(make_trainer, tmp_path, monkeypatch):
+    make_trainer(save_strategy="steps", save_steps=1, max_steps=2).train()
+    (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").unlink()
+    resumed = make_trainer(max_steps=2)
+    load, loaded = resumed._load_from_checkpoint, []
+    monkeypatch.setattr(resumed, "_load_from_checkpoint", lambda path: (loaded.append(path), load(path)))
+    resumed.train(resume_from_checkpoint=True)
+    assert loaded == [str(tmp_path / "run" / "checkpoint-1")]
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2]
+    with pytest.raises(ValueError, match="died while saving it"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    with pytest.raises(ValueError, match="There is no checkpoint in"):
+        make_trainer(output_dir=str(tmp_path / "empty")).train(resume_from_checkpoint=True)
+
+
 def test_batches_that_hold_no_whole_groups_name_the_processes(tmp_path):
     with pytest.raises(ValueError, match=r"1 process\(es\), `per_device_train_batch_size` 3.*whole groups"):
         MGPOConfig(str(tmp_path), per_device_train_batch_size=3, num_generations=2, gradient_accumulation_steps=1)

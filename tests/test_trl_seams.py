@@ -42,6 +42,7 @@ SIGNATURES = {
     "_save_checkpoint": ["model", "trial"],
     "_save_rng_state": ["output_dir"],
     "create_scheduler": ["num_training_steps", "optimizer"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }  # fmt: skip
 LOGPS = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 LOGPS_IMAGES = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}

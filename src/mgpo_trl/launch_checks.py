@@ -221,36 +221,67 @@ def check_resume(directory: str | os.PathLike, args, *, environment: Mapping[str
         ValueError: It is not whole; it has no optimizer state; it was saved by another engine, or by another number of
             processes with DeepSpeed; or the reference model had moved on.
     """
-    if not is_whole(directory):
+    environment = os.environ if environment is None else environment
+    for problems in (_missing_parts(directory, args), _other_engine(directory, args, environment)):
+        for problem in problems:
+            raise ValueError(problem)
+
+
+def newest_checkpoint(output_dir: str | os.PathLike) -> str:
+    """
+    The newest checkpoint that was saved to its end.
+
+    Args:
+        output_dir (`str`): Where `checkpoint-N` directories are.
+
+    Raises:
+        ValueError: There is none.
+    """
+    named = [(path.name.removeprefix("checkpoint-"), path) for path in Path(output_dir).glob("checkpoint-*")]
+    whole = [(int(step), str(path)) for step, path in named if step.isdigit() and is_whole(path)]
+    if not whole:
         raise ValueError(
+            f"There is no checkpoint in '{output_dir}' to resume from. Leave `--resume_from_checkpoint` out to start "
+            "anew."
+        )
+    return max(whole)[1]
+
+
+def _missing_parts(directory: str | os.PathLike, args) -> Iterator[str]:
+    """What a resumed run would have to do without."""
+    if not is_whole(directory):
+        yield (
             f"'{directory}' holds no `{TRAINER_STATE}` that can be read: it is no checkpoint, or the run died while "
             "saving it. Take the one before (`--resume_from_checkpoint true` finds the newest whole one), or give a "
             "model as `--model_name_or_path`."
         )
+    if checkpoint_engine(directory) is None:
+        yield (
+            f"The checkpoint '{directory}' holds no optimizer state (`save_only_model`), so no run can go on from it. "
+            "Give it as `--model_name_or_path` to start anew from its weights."
+        )
     if args.sync_ref_model:
-        raise ValueError(
+        yield (
             "`sync_ref_model` moves the reference model, and no checkpoint holds it: a resumed run would start from "
             "the first one again. Leave `sync_ref_model` out, or give the checkpoint as `--model_name_or_path` to "
             "start anew from its weights, which then are the reference."
         )
+
+
+def _other_engine(directory: str | os.PathLike, args, environment: Mapping[str, str]) -> Iterator[str]:
+    """An optimizer state that does not fit."""
     anew = "or give the checkpoint as `--model_name_or_path` to start anew from its weights."
-    environment = os.environ if environment is None else environment
     fsdp = _is_true(environment, "ACCELERATE_USE_FSDP")
     here = "DeepSpeed" if args.deepspeed_plugin is not None else "FSDP" if fsdp else "plain"
     saved = checkpoint_engine(directory)
-    if saved is None:
-        raise ValueError(
-            f"The checkpoint '{directory}' holds no optimizer state (`save_only_model`), so no run can go on from it. "
-            "Give it as `--model_name_or_path` to start anew from its weights."
-        )
     if saved != here:
-        raise ValueError(
+        yield (
             f"The checkpoint '{directory}' was saved by a {saved} run and this is a {here} run: its optimizer state "
             f"does not fit. Launch with the file that the checkpoint was made with, {anew}"
         )
     processes = len({path.name for path in Path(directory).glob(OPTIMIZER_SHARDS)})
     if saved == "DeepSpeed" and processes != args.world_size:
-        raise ValueError(
+        yield (
             f"The checkpoint '{directory}' was saved by {processes} processes and this run has {args.world_size}: "
             "DeepSpeed does not redistribute its optimizer state. Launch with `--num_processes "
             f"{processes}`, {anew}"

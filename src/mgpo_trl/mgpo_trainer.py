@@ -18,7 +18,14 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradients_at_frozen_vision
 from .conversation import Conversation
 from .image_loading import ImageLoader
-from .launch_checks import TRAINER_STATE, check_launch, check_quantized, warn_of_lost_updates
+from .launch_checks import (
+    TRAINER_STATE,
+    check_launch,
+    check_quantized,
+    check_resume,
+    newest_checkpoint,
+    warn_of_lost_updates,
+)
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .out_of_memory import Load, memory_advice
@@ -547,6 +554,14 @@ class MGPOTrainer(GRPOTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     # Checkpoints
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """As in Trainer, but never from a checkpoint that a run died in: `True` takes the newest whole one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            check_resume(resume_from_checkpoint, self.args)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, dataset=None):
         """A resumed run goes on with the rows that its epoch has left."""

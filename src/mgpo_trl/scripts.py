@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .adapters import (
@@ -20,7 +19,7 @@ from .adapters import (
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
-from .launch_checks import check_launch, check_quantized, check_resume, is_whole
+from .launch_checks import check_launch, check_quantized, check_resume, newest_checkpoint
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
 REWARDS = {
@@ -332,20 +331,4 @@ def _named_checkpoint(args) -> str | None:
         if not os.path.isdir(wanted):
             raise ValueError(f"There is no checkpoint '{wanted}' to resume from. Give a directory, or `true`.")
         return wanted
-    whole = _whole_checkpoints(args.output_dir)
-    if not whole:
-        raise ValueError(
-            f"There is no checkpoint in '{args.output_dir}' to resume from. Leave `--resume_from_checkpoint` out to "
-            "start anew."
-        )
-    return whole[-1]
-
-
-def _whole_checkpoints(output_dir: str) -> list[str]:
-    """Oldest first; those that a run died in are left out."""
-    found = []
-    for path in Path(output_dir).glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if step.isdigit() and is_whole(path):
-            found.append((int(step), str(path)))
-    return [path for _, path in sorted(found)]
+    return newest_checkpoint(args.output_dir)

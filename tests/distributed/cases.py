@@ -266,12 +266,12 @@ def dies_in_a_save(model, directory):
     trainer.train()
 
 
-def train_script(model, directory, **more):
+def train_script(model, directory):
     """`train.py` itself, with its options: the schedule of the built-in recipe is one with a floor."""
     options = {
         "model_name_or_path": model, "dataset_name": "builtin:needle", "limit": 4, "output_dir": directory,
         "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2, "round_token_budgets": "6 4",
-        "report_to": "none", "disable_tqdm": "true", **more,
+        "report_to": "none", "disable_tqdm": "true",
     }  # fmt: skip
     parts = [part for name, value in options.items() if value for part in (f"--{name}", *str(value).split(" "))]
     load_script("train").main(parts)
