@@ -546,6 +546,8 @@ class MGPOTrainer(GRPOTrainer):
             if count:
                 self._metrics[mode][name].append(total / count)
 
+    # Learning rate
+
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Schedules with a floor read the optimizer's first learning rate, which DeepSpeed's wrapper leaves out."""
         wrapper = getattr(self.optimizer, "optimizer", None)
