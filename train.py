@@ -8,6 +8,7 @@ Train a vision-language model to look twice (MGPO).
 """
 
 import logging
+import os
 import sys
 
 
@@ -40,5 +41,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
     main(sys.argv[1:])

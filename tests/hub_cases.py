@@ -309,9 +309,10 @@ def case_rollouts_of_private_data_stay_here(bench):
     files = bench.stub.files("me/zoom")
     assert list((bench.output / "completions").iterdir()) and not [name for name in files if "completions" in name]
     assert ".gitignore" in files and not [name for name, data in files.items() if data == b"private"]
+    assert (bench.output / "rollouts.html").is_file() and "rollouts.html" not in files
     (bench.output / ".gitignore").write_text("rollouts.jsonl\n")
     push_again(bench)
-    assert bench.stub.files("me/zoom")["rollouts.html"] == b"private"
+    assert bench.stub.files("me/zoom")["rollouts.html"] == (bench.output / "rollouts.html").read_bytes()
 
 
 # strategies

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from commands import FENCE, ROOT, commands_of
 from transformers.trainer_utils import HubStrategy
 from trl import TrlParser
@@ -12,6 +13,7 @@ from mgpo_trl.cli import build_parser
 from mgpo_trl.data.benchmarks import BENCHMARKS
 from mgpo_trl.evaluation.arguments import EvalArguments
 
+FILES = {"train.py", *(str(path.relative_to(ROOT)) for path in (ROOT / "ds_configs").glob("*.yaml"))}
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "LOG.md"])
 
 
@@ -39,8 +41,10 @@ def test_every_command_parses(path, monkeypatch):
             (args,) = TrlParser((EvalArguments,)).parse_args_and_config(words[2:])
             own = args.dataset is not None and args.dataset.startswith("data/")  # rows that the page speaks of
             assert args.rescore or args.compare or own or args.dataset.split(":")[0] in BENCHMARKS, words
-        elif words[:3] == ["accelerate", "launch", "train.py"]:
-            scripts.parse_training(words[3:])
+        elif words[:2] == ["accelerate", "launch"]:
+            launched = launch_command_parser().parse_args(words[2:])
+            assert launched.training_script == "train.py" and (launched.config_file or "train.py") in FILES, words
+            scripts.parse_training(launched.training_script_args)
         elif words[0] == "mgpo":
             build_parser().parse_args(without_redirection(words[1:]))
         elif words[:2] == ["python", "-m"]:
@@ -60,6 +64,14 @@ def test_python_snippets_compile(path):
     for language, block in FENCE.findall(path.read_text(encoding="utf-8")):
         if language == "python":
             compile(block, path.name, "exec")
+
+
+def test_every_file_for_a_launcher_has_a_command_and_a_row():
+    path = ROOT / "docs" / "distributed.md"
+    commands = {word for words in lines_of(path) for word in words}
+    files = FILES - {"train.py"}
+    assert files and files <= commands
+    assert [file for file in files if f"| `{file.removeprefix('ds_configs/')}` |" not in path.read_text()] == []
 
 
 def test_every_published_set_has_a_card():

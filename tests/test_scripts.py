@@ -212,6 +212,7 @@ def test_resume_point(wanted, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for step, state in ((9, "{}"), (20, "{}"), (100, None), (110, '{"epoch')):  # the last two: killed while saving
         (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / f"run/checkpoint-{step}/optimizer.pt").touch()
         if state is not None:
             (tmp_path / f"run/checkpoint-{step}/trainer_state.json").write_text(state)
     args = MGPOConfig("run", resume_from_checkpoint=wanted)

@@ -12,12 +12,15 @@ import trl
 from packaging.version import Version
 from PIL import Image
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
+from mgpo_trl.launch_checks import TRAINER_STATE
 from mgpo_trl.processing import OTHER_LAYOUTS
 from mgpo_trl.round_options import RoundOptions
 
@@ -37,9 +40,12 @@ SIGNATURES = {
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
     "_save": ["output_dir", "state_dict"],
+    "_save_checkpoint": ["model", "trial"],
     "_save_rng_state": ["output_dir"],
     "create_model_card": ["model_name", "dataset_name", "tags"],
     "_push_from_checkpoint": ["checkpoint_folder"],
+    "create_scheduler": ["num_training_steps", "optimizer"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }  # fmt: skip
 LOGPS = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 LOGPS_IMAGES = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}
@@ -227,6 +233,14 @@ def test_a_card_is_written_with_every_checkpoint_and_before_every_push():
 def test_full_weights_are_loaded_where_we_step_in():
     assert "_load_from_checkpoint(resume_from_checkpoint" in source(Trainer)
     assert "self._load_best_model()" in source(Trainer)
+
+
+def test_the_state_is_the_last_file_of_a_checkpoint():
+    text = source(Trainer._save_checkpoint)
+    steps = ["self.save_model(", "self._save_optimizer_and_scheduler(", "self._save_rng_state(", "save_to_json("]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places) and TRAINER_STATE == TRAINER_STATE_NAME
+    assert 'f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"' in text and PREFIX_CHECKPOINT_DIR == "checkpoint"
 
 
 def test_the_config_still_has_what_ours_builds_on():

@@ -6,6 +6,7 @@ Uploads are `huggingface_hub`'s: run again, they skip the files that are there a
 
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -188,6 +189,17 @@ def leave_out_private(directory: str | os.PathLike) -> None:
         write_atomically(path, PRIVATE_FILES.encode())
 
 
+def left_out(directory: str | os.PathLike) -> list[str]:
+    """
+    What the names in a directory's `.gitignore` are as patterns of an upload: the Hub would leave those files out
+    anyway, and make a commit of nothing. `completions/` gives `completions/*` and `*/completions/*`.
+    """
+    lines = Path(directory, ".gitignore").read_text(encoding="utf-8").splitlines()
+    names = [line.strip() for line in lines if re.fullmatch(r"\s*[\w.-]+/?\s*", line)]
+    patterns = [f"{name}*" if name.endswith("/") else name for name in names]
+    return [wanted for pattern in patterns for wanted in (pattern, f"*/{pattern}")]
+
+
 def push_directory(
     directory: str | os.PathLike,
     repo_id: str,
@@ -219,7 +231,7 @@ def push_directory(
         return HfApi(token=token).upload_folder(
             repo_id=repo_id,
             folder_path=directory,
-            ignore_patterns=list(NOT_MODEL),
+            ignore_patterns=[*NOT_MODEL, *left_out(directory)],
             commit_message=message,
             revision=revision,
         )

@@ -25,7 +25,14 @@ from .adapters import is_adapter, is_vision_frozen, load_trainable, stop_gradien
 from .conversation import Conversation
 from .hub import prepare_push, tell_failed_job, telling_failure
 from .image_loading import ImageLoader
-from .launch_checks import check_launch
+from .launch_checks import (
+    TRAINER_STATE,
+    check_launch,
+    check_quantized,
+    check_resume,
+    newest_checkpoint,
+    warn_of_lost_updates,
+)
 from .loss_utils import is_clipped, kl_to_reference, pad_turn_ids, relative_weights, sums_by_turn, turn_weights
 from .mgpo_config import MGPOConfig
 from .model_card import (
@@ -111,6 +118,7 @@ class MGPOTrainer(GRPOTrainer):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
         check_launch(args)
+        check_quantized(kwargs.get("quantization_config"))
         prepare_push(args)
         if isinstance(model, str) and is_adapter(model):
             model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))
@@ -137,6 +145,7 @@ class MGPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        warn_of_lost_updates(self.model, args)
         # Asked once: while a reference pass has the adapter disabled, none of its weights requires a gradient.
         self._tower_is_frozen = is_vision_frozen(self.model)
         stop_gradients_at_frozen_vision(self.model)
@@ -163,7 +172,7 @@ class MGPOTrainer(GRPOTrainer):
         self._round = 1
         self._loss_outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._facts: RolloutFacts | None = None
-        models = [model for model in (self._bare_model(self.model), self.ref_model) if model is not None]
+        models = [self._bare_model(model) for model in (self.model, self.ref_model) if model is not None]
         # The shared paths hand vision features and packed rows to the model: known for these families, and only where
         # every process holds the whole model.
         self._may_share = self.model.config.model_type in SHARED_FAMILIES and not self.is_sharded
@@ -435,6 +444,8 @@ class MGPOTrainer(GRPOTrainer):
         return GRPOTrainer.get_gamma_weights(mask=(mask > 0).float(), **kwargs)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._rollouts:  # a pass before the first update, while the batch is made
+            self._in_hand = ("scoring the rollouts", [_load(rollout) for rollout in self._rollouts])
         packs = self._packs and (self._facts or self._rollouts)
         score = self._packed_logps if packs else super()._get_per_token_logps_and_entropies
         output = score(*args, **kwargs)
@@ -450,7 +461,9 @@ class MGPOTrainer(GRPOTrainer):
             self._facts = self._facts_of_rollouts(fields, logits_to_keep, input_ids.device)
         facts = self._facts
         backbone = self._bare_model(model).base_model
-        alone = self.args.encode_once and self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        # With gradients, DDP and DeepSpeed watch what runs inside the forward pass of the whole model.
+        watched = torch.is_grad_enabled() and (self.accelerator.num_processes > 1 or self.is_deepspeed_enabled)
+        alone = self.args.encode_once and not watched
         starts = torch.tensor([0, *fields["num_images"]]).cumsum(0).tolist()
         patches = torch.nn.functional.pad(fields["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).tolist()
         parts = []
@@ -580,7 +593,24 @@ class MGPOTrainer(GRPOTrainer):
             if count:
                 self._metrics[mode][name].append(total / count)
 
+    # Learning rate
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Schedules with a floor read the optimizer's first learning rate, which DeepSpeed's wrapper leaves out."""
+        wrapper = getattr(self.optimizer, "optimizer", None)
+        if self.is_deepspeed_enabled and wrapper is not None and not hasattr(wrapper, "defaults"):
+            wrapper.defaults = wrapper.optimizer.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
     # Checkpoints
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """As in Trainer, but never from a checkpoint that a run died in: `True` takes the newest whole one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            check_resume(resume_from_checkpoint, self.args)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, dataset=None):
         """A resumed run goes on with the rows that its epoch has left."""
@@ -600,6 +630,13 @@ class MGPOTrainer(GRPOTrainer):
         super()._save(output_dir, self._without_copies(state_dict))
         if self.args.should_save:
             self.conversation.save(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        """A state that an earlier run left for this step goes first: it would vouch for half-written files."""
+        state = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}", TRAINER_STATE)
+        if self.args.should_save and os.path.exists(state):
+            os.remove(state)
+        super()._save_checkpoint(model, trial)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """The card of [`~mgpo_trl.model_card`] in place of TRL's, and the files that it is made from."""

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from .adapters import (
@@ -23,7 +22,7 @@ from .adapters import (
 from .builtin.loading import BUILTIN_PREFIX, builtin_level, load_builtin
 from .data import DataError, LoadedRows, load_rows
 from .data.benchmarks import find_benchmark
-from .launch_checks import check_launch, check_resume
+from .launch_checks import check_launch, check_quantized, check_resume, newest_checkpoint
 from .processing import load_config
 from .rewards import accuracy_reward, flexible_accuracy_reward, format_reward, point_reward
 
@@ -308,6 +307,7 @@ def build_trainer(
     config, old_lora = configuration_of(name, adapter, args, model_args)
     warn_of_memory(config, old_lora, args=args, model_args=model_args, lora_on=script_args.lora_on)
     quantization = quantization_config(model_args)
+    check_quantized(quantization)
     options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
     if adapter is not None:
         options = {}
@@ -425,28 +425,4 @@ def _named_checkpoint(args) -> str | None:
         if not os.path.isdir(wanted):
             raise ValueError(f"There is no checkpoint '{wanted}' to resume from. Give a directory, or `true`.")
         return wanted
-    whole = _whole_checkpoints(args.output_dir)
-    if not whole:
-        raise ValueError(
-            f"There is no checkpoint in '{args.output_dir}' to resume from. Leave `--resume_from_checkpoint` out to "
-            "start anew."
-        )
-    return whole[-1]
-
-
-def _whole_checkpoints(output_dir: str) -> list[str]:
-    """Oldest first. The state is written last, after the files of every process: without it the run died saving."""
-    found = []
-    for path in Path(output_dir).glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_json(path / "trainer_state.json"):
-            found.append((int(step), str(path)))
-    return [path for _, path in sorted(found)]
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return newest_checkpoint(args.output_dir)

@@ -14,6 +14,7 @@ import yaml
 from commands import ROOT, environment
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.yaml"))
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch"]
 WORKER = Path(__file__).parent / "worker.py"
 TIMEOUT = 400
 
@@ -34,9 +35,7 @@ def config_of(name):
 def accelerate(name, *more):
     """`accelerate launch` with a file of ours, for CPUs."""
     precision = ["--mixed_precision", "no"] if "mixed_precision" in config_of(name) else []
-    file = f"ds_configs/{name}.yaml"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
-    return [*launcher, "--num_processes", "2", *precision, *map(str, more)]
+    return [*LAUNCHER, "--config_file", f"ds_configs/{name}.yaml", "--num_processes", "2", *precision, *map(str, more)]
 
 
 def run(*commands, **variables):

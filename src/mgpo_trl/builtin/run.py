@@ -46,7 +46,7 @@ def run_builtin(script_args, args, model_args) -> dict | None:
     """
     from ..scripts import build_trainer, resume_point, save_and_publish
 
-    check_whole_models(args)
+    check_whole_models(args, "The built-in run")  # its held-out scenes are played by the first process
     prepare_push(args)
     started = time.perf_counter()
     level = builtin_level(script_args.dataset_name)

@@ -93,7 +93,7 @@ def _settle_model(script_args, args, model_args, directory: Path, report: Prefli
     """The built-in task is looked at with a model of its size: the warm start would take longer than the look."""
     if not is_builtin_run(script_args, model_args):
         return
-    check_whole_models(args)
+    check_whole_models(args, "The built-in model")
     with args.main_process_first(local=False, desc="built-in model"):
         model_args.model_name_or_path = str(save_tiny(directory / "model", script_args.dataset_name.split(":")[1]))
     report.add("model", UNSURE, "The built-in model before its warm start: its boxes and answers mean nothing yet.")
