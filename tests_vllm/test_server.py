@@ -45,12 +45,16 @@ def command(model_dir, port):
     ]  # fmt: skip
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def server(model_dir, tmp_path_factory):
     """(process, address) of a server that is up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("server") / "log"
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
     with open(log, "w") as output:
