@@ -19,7 +19,7 @@ LAYERS = {  # a module imports from its own package or from lower layers only
     "gallery": 2,
     "round_options": 2, "rollout_metrics": 2, "conversation": 2, "generation": 2, "mgpo_config": 2, "model_card": 2,
     "shared_prefix": 2, "scoring": 2,
-    "watching": 3, "mgpo_trainer": 3, "memory": 3, "evaluation": 3, "merging": 3,
+    "watching": 3, "checkpoints": 3, "mgpo_trainer": 3, "memory": 3, "evaluation": 3, "merging": 3,
     "builtin": 4,
     "scripts": 5, "inference": 5, "push": 5,
     "integrations": 6,
@@ -33,6 +33,7 @@ SIBLINGS = {
     ("mgpo_config", "round_options"),
     ("model_card", "conversation"),
     ("mgpo_trainer", "watching"),
+    ("mgpo_trainer", "checkpoints"),
     ("builtin.__main__", "builtin.run"),
 }
 """Pairs inside one layer, in the only direction that they go."""

@@ -20,10 +20,13 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_pixel_values_by_grid, split_tensor_dict
 
 from mgpo_trl import MGPOConfig, MGPOTrainer
+from mgpo_trl.checkpoints import Checkpoints
 from mgpo_trl.launch_checks import TRAINER_STATE
 from mgpo_trl.processing import OTHER_LAYOUTS
 from mgpo_trl.round_options import RoundOptions
 
+OURS = {**vars(Checkpoints), **vars(MGPOTrainer)}
+"""Attributes of the trainer that are written here."""
 SIGNATURES = {
     "_generate_and_score_completions": ["inputs"],
     "_prepare_inputs": ["generation_batch"],
@@ -70,14 +73,14 @@ def test_signatures(name):
 
 
 def test_our_overrides_take_what_theirs_take():
-    ours = [name for name in SIGNATURES if name in vars(MGPOTrainer)]
+    ours = [name for name in SIGNATURES if name in OURS]
     assert set(SIGNATURES) == set(ours)
     for name in ours:
-        assert parameters(vars(MGPOTrainer)[name]) == SIGNATURES[name], name
+        assert parameters(OURS[name]) == SIGNATURES[name], name
 
 
 def test_every_private_override_is_listed_here():
-    inherited = {name for name in vars(MGPOTrainer) if name.startswith("_") and hasattr(GRPOTrainer, name)}
+    inherited = {name for name in OURS if name.startswith("_") and hasattr(GRPOTrainer, name)}
     dunder = {name for name in inherited if name.startswith("__")}
     known = {
         *SIGNATURES,
