@@ -43,4 +43,5 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request to the Hub
     main(sys.argv[1:])

@@ -92,4 +92,5 @@ def check_model(directory: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request to the Hub
     main(sys.argv[1:])
