@@ -38,8 +38,7 @@ def merge_adapter(
         ValueError: There is no adapter, its base model is stored in 4 or 8 bits, or `output_dir` is not empty.
     """
     adapter, output_dir = str(adapter), Path(output_dir)
-    if not is_adapter(adapter):
-        raise ValueError(f"There is no adapter in '{adapter}'. Give the directory with `adapter_config.json`.")
+    _check_adapter(adapter)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"'{output_dir}' is not empty. Give a new directory for the merged model.")
     if not os.path.isdir(adapter):
@@ -53,6 +52,17 @@ def merge_adapter(
         conversation.save(output_dir)
     copy_facts(adapter, output_dir)
     return output_dir
+
+
+def _check_adapter(adapter: str) -> None:
+    try:
+        found, reason = is_adapter(adapter), "."
+    except (OSError, ValueError) as error:  # no such directory, and no such repository
+        found, reason = False, f" ({str(error).strip().splitlines()[0]})."
+    if not found:
+        raise ValueError(
+            f"There is no adapter in '{adapter}'{reason} Give a directory or a Hub id with `adapter_config.json`."
+        )
 
 
 def _check_full_precision(base_model: str) -> None:
