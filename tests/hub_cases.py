@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -461,6 +463,18 @@ def case_what_is_no_model_is_not_pushed(bench):
     assert bench.stub.requests == []
 
 
+def case_the_command_says_in_one_line_what_became_of_it(bench):
+    from mgpo_trl.conversation import Conversation
+
+    shutil.copytree(bench.base, bench.output)
+    Conversation().save(bench.output)
+    for model, word, code in ((bench.base, "has no `conversation.json`", 1), (bench.output, "Pushed '", 0)):
+        command = [sys.executable, "-m", "mgpo_trl.push", str(model), "--repo_id", "me/zoom"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code and word in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and "HTTP Request" not in done.stderr
+
+
 def case_the_built_in_task(bench):
     """Its figures and its picture are on the card, and its model is asked by its id."""
     with pytest.MonkeyPatch.context() as patch:
@@ -524,8 +538,6 @@ def run(case, bench):
 
 def forget(stub, root):
     """The next case finds an empty Hub, and an empty cache of it."""
-    import shutil
-
     fresh = HubStub()
     for name in ("users", "repositories", "objects", "requests", "faults"):
         setattr(stub, name, getattr(fresh, name))

@@ -36,6 +36,12 @@ class PushError(RuntimeError):
     """A push did not finish, or can not work."""
 
 
+def quiet_requests() -> None:
+    """Keep the client of the Hub from logging every request, for commands that show what is logged."""
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
+
+
 def prepare_push(args) -> None:
     """
     Make sure that a push will find its way, where `push_to_hub` is set: token, permission, repository. Asks the Hub on

@@ -131,7 +131,9 @@ def _results(facts: CardFacts) -> Iterator[str]:
         yield ""
         names = ["evaluation", "n", "accuracy (strict)", "hit rate", "valid boxes", "decoding", "max_pixels", "commit"]
         yield from _table(names, [_report_row(report) for report in facts.reports])
-        yield "Shares with their standard errors. `strict` counts the letter or text in `\\boxed{}` only. " + _HIT_RATE
+        yield "Shares with their standard errors. `strict` counts the letter or text in `\\boxed{}` only."
+    if facts.result is not None or facts.reports:
+        yield _HIT_RATE
 
 
 def _builtin_results(result: Mapping[str, Any]) -> Iterator[str]:
@@ -143,7 +145,7 @@ def _builtin_results(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(["", "before training", "after"], rows)
     yield (
         f"Held-out scenes of the built-in task `{result['level']}`, n = {result['n']}, ± standard error, "
-        f"{result['decoding']}, seed {result['seed']}. {_HIT_RATE}"
+        f"{result['decoding']}, seed {result['seed']}."
     )
 
 
