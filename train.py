@@ -15,11 +15,12 @@ import sys
 def main(arguments: list[str]) -> None:
     """Parse, load the rows, train, save, push."""
     from mgpo_trl import scripts
-    from mgpo_trl.hub import prepare_push
+    from mgpo_trl.hub import prepare_push, quiet_requests
 
     if {"-h", "--help"} & set(arguments):
         print(scripts.training_help())
         return
+    quiet_requests()
     script_args, args, model_args = scripts.parse_training(arguments)
     if script_args.preflight:
         from mgpo_trl.preflight import run_preflight

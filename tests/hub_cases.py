@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -299,14 +301,34 @@ def case_private_and_on_a_branch(bench):
     repository = bench.stub.repositories["me/zoom"]
     assert repository.private and "model.safetensors" in repository.branches["try-2"]
     assert repository.branches["main"] == {} and "rollouts.png" not in repository.branches["try-2"]
+    rows = rows_for(n=1)
+    assert answers_of("me/zoom", rows, revision="try-2")[1] == answers_of(bench.output, rows)[1]
+    with pytest.raises(ValueError, match="The Hub does not give out 'me/zoom', revision try-3"):
+        answers_of("me/zoom", rows, revision="try-3")
+
+
+def case_an_adapter_of_the_hub_is_merged_with_its_conversation_and_the_facts_of_its_card(bench):
+    from mgpo_trl.merging import merge_adapter
+    from mgpo_trl.model_card import write_card
+
+    base = bench.with_base()
+    bench.train("--use_peft", "--lora_r", "4", "--learning_rate", "0.05", model=base)
+    merged, rows = merge_adapter("me/zoom", bench.directory / "merged"), rows_for()
+    assert answers_of(merged, rows)[1] == answers_of(bench.output, rows)[1]
+    card = write_card(merged).read_text()
+    assert metadata(card)["base_model"] == base and metadata(card)["library_name"] == "transformers"
+    assert "Optimizer steps: 1." in card and "](rollouts.png)" in card
 
 
 def case_rollouts_of_private_data_stay_here(bench):
-    (bench.output / "eval").mkdir(parents=True)
-    for name in ("rollouts.jsonl", "pictures.jsonl", "rollouts.html", "eval/rollouts.jsonl", "eval/report.html"):
+    for folder in ("eval", "preflight"):
+        (bench.output / folder).mkdir(parents=True)
+    names = ("rollouts.jsonl", "pictures.jsonl", "rollouts.html", "eval/rollouts.jsonl", "eval/report.html")
+    for name in (*names, "preflight/boxes.png"):
         (bench.output / name).write_text("private")
-    bench.train("--log_completions", "true")
+    bench.train("--log_completions", "true", "--report_to", "tensorboard")
     files = bench.stub.files("me/zoom")
+    assert list((bench.output / "runs").iterdir()) and not [name for name in files if "tfevents" in name]
     assert list((bench.output / "completions").iterdir()) and not [name for name in files if "completions" in name]
     assert ".gitignore" in files and not [name for name, data in files.items() if data == b"private"]
     assert (bench.output / "rollouts.html").is_file() and "rollouts.html" not in files
@@ -441,6 +463,18 @@ def case_what_is_no_model_is_not_pushed(bench):
     assert bench.stub.requests == []
 
 
+def case_the_command_says_in_one_line_what_became_of_it(bench):
+    from mgpo_trl.conversation import Conversation
+
+    shutil.copytree(bench.base, bench.output)
+    Conversation().save(bench.output)
+    for model, word, code in ((bench.base, "has no `conversation.json`", 1), (bench.output, "Pushed '", 0)):
+        command = [sys.executable, "-m", "mgpo_trl.push", str(model), "--repo_id", "me/zoom"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code and word in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and "HTTP Request" not in done.stderr
+
+
 def case_the_built_in_task(bench):
     """Its figures and its picture are on the card, and its model is asked by its id."""
     with pytest.MonkeyPatch.context() as patch:
@@ -504,8 +538,6 @@ def run(case, bench):
 
 def forget(stub, root):
     """The next case finds an empty Hub, and an empty cache of it."""
-    import shutil
-
     fresh = HubStub()
     for name in ("users", "repositories", "objects", "requests", "faults"):
         setattr(stub, name, getattr(fresh, name))

@@ -29,9 +29,13 @@ class Repository:
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     commits: list[str] = field(default_factory=list)
 
-    @property
-    def head(self) -> str:
-        return hashlib.sha1(f"{len(self.commits)}{id(self)}".encode()).hexdigest()
+    def head(self, branch: str = "main") -> str:
+        """The commit of a branch."""
+        return hashlib.sha1(f"{len(self.commits)}{id(self)}{branch}".encode()).hexdigest()
+
+    def branch_of(self, revision: str) -> str:
+        """The branch that a commit belongs to; any other revision as it is."""
+        return next((branch for branch in self.branches if self.head(branch) == revision), revision)
 
 
 class Reply(Exception):
@@ -103,7 +107,7 @@ class HubStub:
         repository = self.repositories.get(repo_id)
         if repository is None or (repository.private and user is None):
             raise Reply(401, {"error": "not found"}, **{"X-Error-Code": "RepoNotFound"})
-        branch = "main" if branch == repository.head else branch
+        branch = repository.branch_of(branch)
         if branch not in repository.branches:
             raise Reply(404, {"error": "no branch"}, **{"X-Error-Code": "RevisionNotFound"})
         return repository, repository.branches[branch]
@@ -179,7 +183,8 @@ class HubStub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
-        return {"commitUrl": f"{self.url}/{match['id']}/commit/{repository.head}", "commitOid": repository.head}
+        commit = repository.head(match["rev"])
+        return {"commitUrl": f"{self.url}/{match['id']}/commit/{commit}", "commitOid": commit}
 
     def info(self, match, body, user):
         repository, files = self.repository(match["id"], user, match["rev"] or "main")
@@ -187,7 +192,7 @@ class HubStub:
         found = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
         return {
             "id": match["id"],
-            "sha": repository.head,
+            "sha": repository.head(repository.branch_of(match["rev"] or "main")),
             "private": repository.private,
             "cardData": yaml.safe_load(found.group(1)) if found else {},
             "siblings": [{"rfilename": name} for name in files],
@@ -205,7 +210,7 @@ class HubStub:
     def resolve(self, match, body, user):
         repository, files = self.repository(match["id"], user, match["rev"])
         name = unquote(match["path"])
-        headers = {"X-Repo-Commit": repository.head}
+        headers = {"X-Repo-Commit": repository.head(repository.branch_of(match["rev"]))}
         if name not in files:
             raise Reply(404, {"error": "no file"}, **{"X-Error-Code": "EntryNotFound", **headers})
         etag = hashlib.sha256(files[name]).hexdigest()

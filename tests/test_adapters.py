@@ -374,8 +374,9 @@ def test_a_base_in_4_bits_keeps_the_adapter_beside_it_and_is_not_merged_into(ada
 
 
 def test_merging_refuses_what_it_can_not_do(adapter_dir, tiny_dir, tmp_path):
-    with pytest.raises(ValueError, match="There is no adapter in"):
-        merge_adapter(tiny_dir, tmp_path / "merged")
+    for nothing in (tiny_dir, "./outputs/nowhere", "nobody/there"):
+        with pytest.raises(ValueError, match=f"There is no adapter in '{nothing}'"):
+            merge_adapter(nothing, tmp_path / "merged")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty. Give a new directory"):

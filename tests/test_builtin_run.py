@@ -92,6 +92,7 @@ def test_the_figures_are_those_of_the_reports(two_rounds):
         assert figures["accuracy"] == report["accuracy"]["strict"] and report["n"] == HELDOUT
         assert (figures["hit_rate"], figures["valid_ratio"]) == (report["hit_rate"], report["valid_ratio"])
         assert len(list(read_rollouts(two_rounds / f"heldout_{part}"))) == HELDOUT
+        assert len((two_rounds / f"heldout_{part}" / "pictures.jsonl").read_text().splitlines()) == HELDOUT
         run_record = read_run(two_rounds / f"heldout_{part}")
         assert run_record["decoding"] == {"mode": "sampled", "temperature": 1.0} and run_record["seed"] == 3
 

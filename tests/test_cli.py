@@ -245,6 +245,15 @@ def test_view_opens_the_page_of_a_training_as_its_rollouts_are_now(tmp_path, ope
     assert "step-20/group-1/sample-2" in page.read_text()
 
 
+def test_view_of_a_training_names_the_evaluations_in_it(tmp_path, opened, capsys):
+    write_watched(tmp_path, [0])
+    write_results(tmp_path / "heldout base", make_records(1))
+    run("view", tmp_path, "--no_browser")
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'rollouts.html'}\n"
+    assert said.err == f"Below it, too: mgpo view '{tmp_path / 'heldout base'}'\n"
+
+
 # merge
 
 

@@ -58,6 +58,19 @@ def test_images_in_every_form(vqa, rows, tmp_path):
         vqa("/nowhere.png", "What?")
     with pytest.raises(ValueError, match="must hold 2 to 26 texts"):
         vqa(image, "What?", choices=["one"])
+    with pytest.raises(ValueError, match="There is no question"):
+        vqa(image, " ")
+
+
+@pytest.mark.parametrize("name", ["nobody/there", "./outputs/nowhere", "/nowhere/at/all"])
+def test_a_model_that_is_nowhere_is_named(name):
+    with pytest.raises(ValueError, match=f"There is no model '{name}': no directory here"):
+        GroundedVQA.from_pretrained(name, device="cpu")
+
+
+def test_a_directory_has_no_revisions(directory):
+    with pytest.raises(ValueError, match="is a directory here"):
+        GroundedVQA.from_pretrained(str(directory), revision="try-2", device="cpu")
 
 
 def test_a_region_by_hand_is_what_comes_back(vqa, rows):

@@ -177,6 +177,7 @@ def test_the_built_in_tasks_figures(directory):
     assert (
         "the small Qwen2.5-VL of the built-in task" in card and "n = 512, ± standard error, sampled, seed 1." in card
     )
+    assert 'load_builtin("builtin:refer", limit=1)' in card and "photo.jpg" not in card
 
 
 def test_the_command_behind_python_m(directory):

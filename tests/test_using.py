@@ -10,6 +10,7 @@ from test_docs import lines_of, without_redirection
 from test_html_report import make_records, write_results
 from test_readme import FENCE
 from test_vllm_client import Server
+from watched import write_watched
 
 from mgpo_trl.cli import main
 from mgpo_trl.conversation import Conversation
@@ -68,8 +69,9 @@ def test_asking(workplace, capsys):
 
 
 def test_viewing(workplace, capsys):
-    for words in commands("view"):
-        assert run_command(words, capsys) == f"{workplace / 'outputs' / 'eval' / 'report.html'}\n"
+    write_watched(workplace / "outputs" / "run", [0])
+    pages = [run_command(words, capsys) for words in commands("view")]
+    assert pages == [f"{workplace / 'outputs' / name}\n" for name in ("eval/report.html", "run/rollouts.html")]
 
 
 @pytest.mark.skipif(not find_spec("gradio"), reason="Gradio is not installed")

@@ -55,7 +55,7 @@ def format_choices(choices: Sequence[str]) -> str:
 def letters_of(choices: Sequence[str]) -> str:
     """The letters offered, as one string: `"ABC"` for three choices. Raises `ValueError` unless there are 2 to 26."""
     if not 2 <= len(choices) <= len(LETTERS):
-        raise ValueError(f"`choices` must hold 2 to {len(LETTERS)} texts, got {len(choices)}. Fix the row's choices.")
+        raise ValueError(f"`choices` must hold 2 to {len(LETTERS)} texts, got {len(choices)}. Fix the choices.")
     return LETTERS[: len(choices)]
 
 

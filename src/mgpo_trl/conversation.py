@@ -114,11 +114,22 @@ class Conversation:
 
 
 def load_conversation(path: str) -> Conversation:
-    """The conversation saved in a model directory or Hub repository; the default one where there is none."""
+    """
+    The conversation saved in a model directory or Hub repository; the default one where there is none.
+
+    Raises:
+        ValueError: There is no such directory and no such repository.
+    """
     from transformers.utils import cached_file
 
     if not os.path.isdir(path):
-        found = cached_file(path, CONVERSATION_FILE, _raise_exceptions_for_missing_entries=False)
+        try:
+            found = cached_file(path, CONVERSATION_FILE, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"There is no model '{path}': no directory here, and no repository that the Hub gives out "
+                f"({str(error).strip().splitlines()[0]})."
+            ) from error
         path = os.path.dirname(found) if found else path
     return Conversation.load(path) or Conversation()
 

@@ -187,7 +187,7 @@ class Handlers:
 
 def _refuse(message: str):
     """Say why nothing was asked, and leave the page as it is."""
-    gr.Warning(html.escape(message), duration=None, title="Not answered")
+    gr.Warning(html.escape(message), duration=20, title="Not answered")
     return gr.skip()
 
 

@@ -26,12 +26,20 @@ pictures.jsonl
 rollouts.html
 report.html
 completions/
+preflight/
+runs/
 """
 LATER = "Or train without `--push_to_hub`, and push later: `python -m mgpo_trl.push DIRECTORY --repo_id OWNER/NAME`."
 
 
 class PushError(RuntimeError):
     """A push did not finish, or can not work."""
+
+
+def quiet_requests() -> None:
+    """Keep the client of the Hub from logging every request, for commands that show what is logged."""
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
 
 
 def prepare_push(args) -> None:
@@ -180,6 +188,33 @@ def open_repository(name: str, token: str, private: bool | None = None, revision
             f"only. Make it private at {_endpoint()}/{repo_id}/settings, or give another name."
         )
     return repo_id
+
+
+def download(repo_id: str, revision: str | None = None) -> str:
+    """
+    Download a model or an adapter, without the checkpoints that lie beside it.
+
+    Args:
+        repo_id (`str`): `owner/name`.
+        revision (`str`, *optional*): Branch, tag or commit.
+
+    Returns:
+        `str`: The directory with its files.
+
+    Raises:
+        ValueError: A directory was named, or the Hub does not give out that repository or revision.
+    """
+    from huggingface_hub import snapshot_download
+
+    if os.path.isdir(repo_id):
+        raise ValueError(f"'{repo_id}' is a directory here, and only a repository on the Hub has revisions.")
+    try:
+        return snapshot_download(repo_id, revision=revision, ignore_patterns="*checkpoint-*/*")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"The Hub does not give out '{repo_id}', revision {revision or 'main'} ({reason})."
+        ) from error
 
 
 def leave_out_private(directory: str | os.PathLike) -> None:

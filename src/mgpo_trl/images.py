@@ -103,7 +103,7 @@ def _named_errors(name: str) -> Iterator[None]:
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(
             f"{name}: the image cannot be decoded ({type(error).__name__}: {error}). It is cut off, damaged or not an "
-            "image: replace the file or leave the row out."
+            "image: replace the file, or leave it out."
         ) from error
 
 
@@ -236,13 +236,13 @@ def _file_of(source):
 
 def _read_file(path: Path, name: str) -> bytes:
     if not path.is_file():
-        raise ImageError(f"{name}: there is no image file at {path}. Fix the path or leave the row out.")
+        raise ImageError(f"{name}: there is no image file at {path}. Fix the path, or leave it out.")
     return path.read_bytes()
 
 
 def _not_empty(data: bytes, name: str) -> bytes:
     if not data:
-        raise ImageError(f"{name}: the image file has zero bytes. Replace the file or leave the row out.")
+        raise ImageError(f"{name}: the image file has zero bytes. Replace the file, or leave it out.")
     return data
 
 
@@ -264,7 +264,7 @@ def _pixel_limit() -> Iterator[None]:
 
 def _check_size(image: Image.Image, name: str) -> Image.Image:
     if image.width < 1 or image.height < 1:
-        raise ImageError(f"{name}: the image has no pixels (size {image.size}). Replace it or leave the row out.")
+        raise ImageError(f"{name}: the image has no pixels (size {image.size}). Replace it, or leave it out.")
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_too_large(name, f"{image.width * image.height:,}"))
     return image

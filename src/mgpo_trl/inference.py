@@ -11,6 +11,7 @@ from .boxes import format_box
 from .conversation import Conversation, load_conversation
 from .generation import ModelGenerator, end_ids, load_for_inference
 from .geometry import MAX_ASPECT, view_to_original
+from .hub import download
 from .image_loading import image_key, open_and_fit
 from .rollout import Context, CropPolicy, Generate, Rollout, RoundTemplate, Sampled, run_rounds, start_rollouts
 
@@ -112,6 +113,7 @@ class GroundedVQA:
         batch_size: int = 8,
         dtype: str = "auto",
         device: str | None = None,
+        revision: str | None = None,
     ) -> "GroundedVQA":
         """
         Load a model directory, a Hub id, or a LoRA adapter with its base.
@@ -124,10 +126,15 @@ class GroundedVQA:
             batch_size (`int`, *optional*, defaults to `8`): Questions generated at once.
             dtype (`str`, *optional*, defaults to `"auto"`): Precision of the weights.
             device (`str`, *optional*): Device; the accelerator when there is one.
+            revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
+
+        Raises:
+            ValueError: There is no such model, or it is not of a supported family.
         """
         from .builtin.tiny import register_processor
 
         register_processor()  # a model that the built-in run saved may be asked
+        path = path if revision is None else download(path, revision)
         conversation = load_conversation(path)
         if num_rounds is not None:
             conversation = conversation.with_rounds(num_rounds)
@@ -174,6 +181,8 @@ class GroundedVQA:
 
 
 def _row(number: int, question: Question) -> dict:
+    if not question.question.strip():
+        raise ValueError("There is no question. Give its text, without the choices.")
     choices = None if question.choices is None else parse_choices(list(question.choices))
     image = question.image
     if isinstance(image, (bytes, bytearray)):

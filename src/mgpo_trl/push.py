@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .adapters import ADAPTER_CONFIG, is_adapter
 from .conversation import CONVERSATION_FILE
-from .hub import check_online, check_token, find_token, open_repository, push_directory
+from .hub import PushError, check_online, check_token, find_token, open_repository, push_directory, quiet_requests
 from .model_card import CARD_FILE, base_license, is_ours, keep_reports, read_facts, write_card
 
 logger = logging.getLogger(__name__)
@@ -92,4 +92,8 @@ def check_model(directory: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(sys.argv[1:])
+    quiet_requests()
+    try:
+        main(sys.argv[1:])
+    except (PushError, ValueError) as error:  # what was asked for can not work: said, not traced
+        sys.exit(str(error))

@@ -19,9 +19,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--level", default="refer", choices=["needle", "refer"], help="Number of cards: one or four.")
     options, rest = parser.parse_known_args(arguments)
 
+    from ..hub import quiet_requests
     from ..scripts import parse_training
     from .run import run_builtin
 
+    quiet_requests()
     run_builtin(*parse_training(["--dataset_name", f"builtin:{options.level}", *rest]))
 
 

@@ -12,6 +12,7 @@ from ..evaluation.protocols import resolve_protocols
 from ..evaluation.questions import Questions
 from ..evaluation.report import rescore
 from ..evaluation.runner import Player, play_batches
+from ..gallery import PictureWriter
 from ..generation import ModelGenerator
 from ..hub import prepare_push
 from ..image_loading import ImageLoader
@@ -108,8 +109,8 @@ def _heldout_report(trainer, dataset, name: str, temperature: float) -> dict | N
         generate = ModelGenerator(model, trainer.chat, conversation.token_budgets, temperature)
         questions = Questions(dataset)
         (protocol,) = resolve_protocols(None, conversation.num_rounds)
-        with RolloutWriter(directory) as writer:
-            player = Player(protocol, trainer.template, generate, writer, set(questions.ids))
+        with RolloutWriter(directory) as writer, PictureWriter(directory, len(questions)) as pictures:
+            player = Player(protocol, trainer.template, generate, writer, set(questions.ids), pictures)
             batches = questions.batches(EVAL_BATCH, player.wanted)
             play_batches(batches, [player], ImageLoader(trainer.chat), len(questions), trainer.args.seed)
         report = rescore(directory)

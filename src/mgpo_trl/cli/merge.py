@@ -7,7 +7,7 @@ SUMMARY = "Add a LoRA adapter to its base model and save the sum as an ordinary 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mgpo merge`."""
-    parser.add_argument("adapter", metavar="ADAPTER", help="directory of the adapter")
+    parser.add_argument("adapter", metavar="ADAPTER", help="directory or Hub id of the adapter")
     parser.add_argument("out", metavar="OUT", help="new or empty directory for the model")
     parser.add_argument("--dtype", default="auto", help="precision of the merged weights (default: the base model's)")
     parser.add_argument("--base_model", help="base model in full precision; the one that the adapter names by default")

@@ -1,6 +1,8 @@
 """`mgpo view`: the page of a result directory, written where it is missing or old, in the browser."""
 
 import argparse
+import shlex
+import sys
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find or write the page, print its path, and open it."""
-    page = page_of(Path(args.directory)).resolve()
+    directory = Path(args.directory)
+    page = page_of(directory).resolve()
     print(page)
+    for other in _below(directory):
+        print(f"Below it, too: mgpo view {shlex.quote(str(other))}", file=sys.stderr)
     if not args.no_browser and not webbrowser.open(page.as_uri()):
         raise ValueError("No browser was found. Open the file above by hand, or pass `--no_browser`.")
 
@@ -47,9 +52,14 @@ def page_of(directory: Path) -> Path:
     kind = _kind_of(directory)
     if kind is not None:
         return kind.page(directory)
-    below = sorted(str(path) for path in directory.iterdir() if path.is_dir() and _kind_of(path))
+    below = [str(path) for path in _below(directory)]
     advice = f"Give one of {below}." if below else "Give a directory with run.json and rollouts.jsonl."
     raise ValueError(f"'{directory}' holds no result of {' or '.join(kind.name for kind in KINDS)}. {advice}")
+
+
+def _below(directory: Path) -> list[Path]:
+    """Directories in a directory that have a page."""
+    return sorted(path for path in directory.iterdir() if path.is_dir() and _kind_of(path))
 
 
 def _kind_of(directory: Path) -> Kind | None:

@@ -7,6 +7,8 @@ from ..image_loading import THREADS, VIEW_DECODING
 from .extractors import resolve_scoring
 from .protocols import PROTOCOLS
 
+AS_TRAINED = "Unset: as the model was trained."
+
 
 @dataclass
 class EvalArguments:
@@ -65,17 +67,28 @@ class EvalArguments:
     )
     pictures: int = field(default=2000, metadata={"help": "Rollouts that get small pictures in report.html."})
     image_threads: int = field(default=THREADS, metadata={"help": "Threads that decode images; 0 for none."})
-    num_rounds: int | None = field(default=None, metadata={"help": "1 answers directly, 2 is MGPO, more zoom again."})
-    max_pixels: str | None = field(default=None, metadata={"help": "Pixel budget, as 1003520 or 1280x28x28."})
-    min_pixels: str | None = field(default=None, metadata={"help": "Smaller images are enlarged to this."})
-    token_budgets: list[int] | None = field(default=None, metadata={"help": "Most sampled tokens of each round."})
+    num_rounds: int | None = field(
+        default=None, metadata={"help": f"1 answers directly, 2 is MGPO, more zoom again. {AS_TRAINED}"}
+    )
+    max_pixels: str | None = field(
+        default=None, metadata={"help": f"Pixel budget, as 1003520 or 1280x28x28. {AS_TRAINED}"}
+    )
+    min_pixels: str | None = field(
+        default=None, metadata={"help": f"Smaller images are enlarged to this. {AS_TRAINED}"}
+    )
+    token_budgets: list[int] | None = field(
+        default=None, metadata={"help": f"Most sampled tokens of each round. {AS_TRAINED}"}
+    )
     coordinates: str | None = field(
-        default=None, metadata={"help": "How the model writes boxes.", "choices": list(COORDINATES)}
+        default=None, metadata={"help": f"How the model writes boxes. {AS_TRAINED}", "choices": list(COORDINATES)}
     )
     min_box_side: int | None = field(
-        default=None, metadata={"help": "Each side of a usable box is longer than this many view pixels."}
+        default=None,
+        metadata={"help": f"Each side of a usable box is longer than this many view pixels. {AS_TRAINED}"},
     )
-    prompts_file: str | None = field(default=None, metadata={"help": "YAML file that replaces parts of the prompts."})
+    prompts_file: str | None = field(
+        default=None, metadata={"help": f"YAML file that replaces parts of the prompts. {AS_TRAINED}"}
+    )
     temperature: float = field(default=0.0, metadata={"help": "0 decodes greedily; above, answers are sampled."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling; without effect when greedy."})
     seed: int = field(default=42, metadata={"help": "Seed of sampling, and of the built-in scenes."})

@@ -14,7 +14,7 @@ from typing import Any
 from ..conversation import Conversation
 from ..prompts import PROTOCOL_VERSION
 from ..records import RUN_FILE, read_run, run_record, write_atomically, write_run
-from .facts import PAPER, STATE_FILE, CardFacts, base_license, is_hub_id, keep_reports, read_facts
+from .facts import PAPER, STATE_FILE, CardFacts, base_license, copy_facts, is_hub_id, keep_reports, read_facts
 from .picture import draw_rollouts, drop_picture, pick_rollouts
 from .text import WRITTEN_BY, format_card
 
@@ -92,7 +92,7 @@ def is_ours(directory: str | os.PathLike) -> bool:
 
 
 __all__ = [
-    "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "draw_rollouts", "drop_picture", "format_card",
-    "is_hub_id", "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card",
+    "CARD_FILE", "PAPER", "STATE_FILE", "CardFacts", "base_license", "copy_facts", "draw_rollouts", "drop_picture",
+    "format_card", "is_hub_id", "is_ours", "keep_reports", "pick_rollouts", "read_facts", "record_run", "write_card",
     "write_training_card",
 ]  # fmt: skip

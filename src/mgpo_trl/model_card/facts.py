@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -147,6 +148,20 @@ def keep_reports(directory: str | os.PathLike, evaluations: Sequence[str | os.Pa
         if path.parent.parent != Path(directory).absolute():  # else it is found where it lies
             name = "-".join(path.parent.parts[-2:])  # two sets may each have a protocol of the same name
             write_atomically(Path(directory, EVALUATIONS, f"{name}.json"), path.read_bytes())
+
+
+def copy_facts(source: str | os.PathLike, directory: str | os.PathLike) -> None:
+    """
+    Copy what the card says of a training to a model that was made from its result, such as a merged adapter. Figures
+    of evaluations are not copied: rounding has made it another model.
+
+    Args:
+        source (`str` or `os.PathLike`): Directory of the trained model.
+        directory (`str` or `os.PathLike`): Directory of the model made from it.
+    """
+    for name in (RUN_FILE, STATE_FILE, *PICTURES):
+        if Path(source, name).is_file():
+            shutil.copy2(Path(source, name), directory)
 
 
 def is_hub_id(name: str | None) -> bool:

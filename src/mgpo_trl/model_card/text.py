@@ -21,6 +21,11 @@ _OPTIONS = (
     "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit", "load_in_8bit",
 )  # fmt: skip
 """Options that are shown, where they are set."""
+_ASKED = 'said = vqa("photo.jpg", "What is the number on the door?", choices=["12", "21", "7"])'
+_ASKED_BUILTIN = """\
+row = load_builtin("builtin:{level}", limit=1).dataset[0]
+said = vqa(row["image"]["bytes"], row["question"], row["choices"])"""
+_HIT_RATE = "Hit rate: the share whose crop shows at least half of the target."
 _MEASURES = re.compile(
     r"reward|rewards/.*/mean|grounding/(valid_ratio|hit_rate|coverage|crop_area)|turn\d+/(length|entropy|kl)"
 )
@@ -95,7 +100,11 @@ def _rounds_words(facts: CardFacts) -> str:
 
 
 def _quick_start(facts: CardFacts) -> Iterator[str]:
-    base = ""
+    base, imported, asked = "", (), _ASKED
+    if facts.result is not None:
+        yield "The model knows the scenes of the built-in task, which the package draws, and nothing else.\n"
+        imported = ("from mgpo_trl.builtin.loading import load_builtin",)
+        asked = _ASKED_BUILTIN.format(level=facts.result["level"])
     if facts.is_adapter and not is_hub_id(facts.base_model):
         base = ', base_model="path/to/the/base/model"'
         yield "The adapter was trained on a model that is not on the Hub: name your copy of it.\n"
@@ -104,10 +113,11 @@ def _quick_start(facts: CardFacts) -> Iterator[str]:
         "",
         "```python",
         "from mgpo_trl import GroundedVQA",
+        *imported,
         "",
         f'vqa = GroundedVQA.from_pretrained("{facts.repo_id}"{base})',
-        'said = vqa("photo.jpg", "What is the number on the door?", choices=["12", "21", "7"])',
-        "print(said.answer, said.box)  # the letter, and the region in pixels of the photograph",
+        asked,
+        "print(said.answer, said.box)  # the letter, and the region in pixels of the original image",
         "```",
         "",
         "`choices` may be left out; `said.crop` is what the model looked at, `said.turns` what it wrote.",
@@ -122,6 +132,8 @@ def _results(facts: CardFacts) -> Iterator[str]:
         names = ["evaluation", "n", "accuracy (strict)", "hit rate", "valid boxes", "decoding", "max_pixels", "commit"]
         yield from _table(names, [_report_row(report) for report in facts.reports])
         yield "Shares with their standard errors. `strict` counts the letter or text in `\\boxed{}` only."
+    if facts.result is not None or facts.reports:
+        yield _HIT_RATE
 
 
 def _builtin_results(result: Mapping[str, Any]) -> Iterator[str]:
