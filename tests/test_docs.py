@@ -1,8 +1,11 @@
 """What the documents say can be typed: options exist, files exist, Python snippets compile and name what there is."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from commands import FENCE, ROOT, commands_of
 from transformers.trainer_utils import HubStrategy
@@ -12,6 +15,9 @@ from mgpo_trl import MGPOConfig, scripts
 from mgpo_trl.cli import build_parser
 from mgpo_trl.data.benchmarks import BENCHMARKS
 from mgpo_trl.evaluation.arguments import EvalArguments
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import recipe_memory  # noqa: E402
 
 FILES = {"train.py", *(str(path.relative_to(ROOT)) for path in (ROOT / "ds_configs").glob("*.yaml"))}
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "LOG.md"])
@@ -51,6 +57,26 @@ def test_every_command_parses(path, monkeypatch):
             assert (ROOT / "src" / (words[2].replace(".", "/") + ".py")).is_file(), words
         else:
             assert words[0] == "python" and (ROOT / words[1]).is_file(), words
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_more_gpus_keep_the_batch_of_a_recipe(path, monkeypatch):
+    """Rollouts of an update, and updates that share one sampling."""
+    monkeypatch.chdir(ROOT)
+    launches = [words[2:] for words in lines_of(path) if words[:2] == ["accelerate", "launch"] and "--config" in words]
+    for launched in map(launch_command_parser().parse_args, launches):
+        options = launched.training_script_args
+        recipe = options[options.index("--config") + 1]
+        machine = recipe_memory.MACHINES.get(Path(recipe).stem, recipe_memory.Machine(1, 0))
+        file = yaml.safe_load(Path(launched.config_file).read_text()) if launched.config_file else {}
+        processes = launched.num_processes or file.get("num_processes", 1)
+        wanted, args = (scripts.parse_training(words)[1] for words in (["--config", recipe], options))
+        assert batch_of(args, processes) == batch_of(wanted, machine.gpus), options
+
+
+def batch_of(args, processes):
+    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    return rollouts, max(1, args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)

@@ -20,8 +20,8 @@ HEAD_TILE = (4096, 32768)
 ZERO_BUCKETS = 2 * 500_000_000 * 2
 """Two buckets of 5e8 numbers in bf16, the default of DeepSpeed, in which gradients and weights travel."""
 
-ALWAYS = ("weights", "adapter", "reference", "gradients", "optimizer", "images", "CUDA context")
-TRAINING = ("activations", "vision activations", "LM head", "unpacked layer", "ZeRO buffers")
+ALWAYS = ("weights", "adapter", "reference", "gradients", "optimizer", "images", "unpacked layer", "CUDA context")
+TRAINING = ("activations", "vision activations", "LM head", "ZeRO buffers")
 GENERATION = ("KV cache", "prefill", "gathered weights")
 ADVICE = {
     "weights": "`--load_in_4bit true --use_peft true`, a smaller model, or ZeRO-3 over more GPUs",
@@ -145,9 +145,10 @@ def _kept_parts(config, options: MemoryOptions, weights: WeightBytes) -> dict[st
     return {
         "weights": weights.base // share[3],
         "adapter": weights.adapter // share[3],
-        "reference": weights.base // share[3] if options.reference else 0,
+        "reference": (weights.base if options.lora is None else weights.adapter) // share[3] * options.reference,
         "gradients": weights.gradients // share[2],
         "optimizer": 0 if options.offload else weights.optimizer // share[1],
+        "unpacked layer": weights.largest_layer,
         "images": 4 * numbers * _patches(config, options, options.generation_batch),
     }
 
@@ -166,8 +167,7 @@ def _training_parts(config, options: MemoryOptions, weights: WeightBytes) -> dic
     prepare = partial(_prepared, options, options.checkpointing)
     tokens = row_tokens(config, options)
     language = language_pass(config, prepare, options.batch, tokens, train=True)
-    trains_vision = options.lora is None or "visual" in str(options.lora.target_modules)
-    vision = vision_pass(config, prepare, _patches(config, options, options.batch), train=trains_vision)
+    vision = vision_pass(config, prepare, _patches(config, options, options.batch), train=weights.trains_vision)
     head = _head_bytes(config, options)
     sharded = options.zero_stage == 3
     return {
@@ -175,8 +175,7 @@ def _training_parts(config, options: MemoryOptions, weights: WeightBytes) -> dic
         "activations": max(language.peak, language.held + head) - head,
         "LM head": head,
         # A frozen tower runs before the language layers and leaves its output.
-        "vision activations": vision.held if trains_vision else _beyond(vision, language),
-        "unpacked layer": weights.largest_layer,
+        "vision activations": vision.held if weights.trains_vision else _beyond(vision, language),
         "ZeRO buffers": ZERO_BUCKETS if options.zero_stage >= 2 and (sharded or options.lora is None) else 0,
     }
 

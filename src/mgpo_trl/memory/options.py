@@ -38,7 +38,8 @@ class MemoryOptions:
     optimizer: str = "adamw_torch_fused"
     """`optim` of the training arguments."""
     reference: bool = False
-    """Whether a second copy of all weights is held for the KL term (never with an adapter)."""
+    """Whether a frozen copy of what is trained is held for the KL term: of all weights, or of an adapter that training
+    goes on from. A new adapter needs none, the reference is the model without it."""
     shares_prefix: bool = True
     """Whether generation prefills what contexts share once (`share_prefix`), where the model's family allows it."""
     zero_stage: int = 0
@@ -71,9 +72,9 @@ class MemoryOptions:
             offload (`bool`, *optional*, defaults to `False`): Whether DeepSpeed offloads the optimizer.
             lora ([`~peft.LoraConfig`], *optional*): Adapter that training goes on from, in place of a new one.
         """
-        lora = lora or lora_config(model_args, lora_on)
+        new = None if lora is not None else lora_config(model_args, lora_on)
         return cls(
-            lora=lora,
+            lora=lora or new,
             bits=4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else 16,
             double_quant=model_args.use_bnb_nested_quant,
             dtype="bfloat16" if model_args.dtype == "auto" else model_args.dtype,
@@ -84,7 +85,7 @@ class MemoryOptions:
             sampled_tokens=sum(args.token_budgets),
             checkpointing=args.gradient_checkpointing,
             optimizer=getattr(args.optim, "value", args.optim),
-            reference=lora is None and args.beta != 0.0,
+            reference=new is None and args.beta != 0.0,
             shares_prefix=args.share_prefix,
             zero_stage=zero_stage,
             processes=processes,
