@@ -79,7 +79,7 @@ REFUSED = {
     "continuous batching": (
         {"use_transformers_continuous_batching": True}, {}, "can not generate with images.*`--use_vllm true`",
     ),
-    "no vLLM": ({"use_vllm": True}, {}, r"vLLM is not installed.*pip install vllm"),
+    "no vLLM": ({"use_vllm": True}, {}, r"vLLM is not installed.*pip install -e '\.\[vllm\]'"),
 }  # fmt: skip
 
 

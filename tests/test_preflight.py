@@ -155,6 +155,18 @@ def test_a_sampler_that_tells_no_log_probabilities_is_compared_with_rollouts_alo
     assert "2 rollouts run alone" in logps.text and logps.verdict == "ok" and 0 < logps.figures["most"] < 1e-4
 
 
+def test_a_4_bit_run_is_looked_at(options, family_dir):
+    """TRL keeps an adapter on 4-bit weights in bf16, also where everything else is fp32: that is its precision."""
+    script_args, args, model_args = options(
+        family_dir("qwen3_vl"), 24.0, beta=0.01, max_pixels=96**2, min_pixels=64**2
+    )
+    model_args.use_peft = model_args.load_in_4bit = model_args.use_bnb_nested_quant = True
+    report = run_preflight(script_args, args, model_args)
+    parts = finding(report, "estimate").figures["parts"]
+    assert not report.problems and parts["adapter"] > 0 < parts["unpacked layer"] and parts["reference"] == 0
+    assert "(bfloat16, limit of the mean 0.1)" in finding(report, "log-probs").text
+
+
 # What speaks against a start
 
 

@@ -114,8 +114,8 @@ def _engine_problems(args, environment: Mapping[str, str]) -> Iterator[str]:
         )
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         yield (
-            "`use_vllm` is set and vLLM is not installed. Install it (`pip install vllm`), or leave `use_vllm` out to "
-            "generate with transformers."
+            "`use_vllm` is set and vLLM is not installed. Install the version that fits (`pip install -e '.[vllm]'`), "
+            "or leave `use_vllm` out to generate with transformers."
         )
     size = args.vllm_tensor_parallel_size
     if args.use_vllm and args.vllm_mode == "colocate" and args.world_size % size:

@@ -224,13 +224,21 @@ def _judge_logps(trainer: PreflightTrainer, report: PreflightReport) -> None:
         report.add("log-probs", BAD, reason)
         return
     mean = sum(found.deviations) / len(found.deviations)
-    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else trainer.model.dtype
+    dtype = _precision(trainer)
     limit = MOST_DEVIATION[dtype]
     text = (
         f"the loss pass differs from {found.deviates_from} by {mean:.1e} on average, {max(found.deviations):.1e} at "
         f"most, over {len(found.deviations)} tokens ({str(dtype).removeprefix('torch.')}, limit of the mean {limit:g})"
     )
     report.add("log-probs", GOOD if mean <= limit else BAD, text, mean=mean, most=max(found.deviations))
+
+
+def _precision(trainer: PreflightTrainer) -> torch.dtype:
+    """The coarsest precision of the loss pass: an adapter on 4-bit weights is bf16, whatever lies below it."""
+    if trainer.args.bf16 or trainer.args.fp16:
+        return torch.bfloat16 if trainer.args.bf16 else torch.float16
+    trained = (parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad)
+    return max({trainer.model.dtype, *trained}, key=MOST_DEVIATION.get)
 
 
 def _draw_boxes(trainer: PreflightTrainer, train: LoadedRows, directory: Path, report: PreflightReport) -> None:
