@@ -159,6 +159,19 @@ def test_a_colocated_vllm_takes_its_share_and_may_sleep(config_7b):
     assert awake.parts["vLLM"] == 20 * GIB and awake.training - asleep.training == 20 * GIB
 
 
+def test_a_colocated_vllm_needs_room_for_the_weights(config_7b):
+    """It would not start, after the model was loaded. Two GPUs that share an engine hold half of them each."""
+    options = {"lora": lora(), "vllm": "colocate", "vllm_share": 0.25}
+    starved = estimate_memory(config_7b, MemoryOptions(**options), 48 * GIB)
+    assert starved.peak < 48 * GIB and not starved.fits(48 * GIB)
+    (line,) = starved.advice(48 * GIB)
+    assert "share of 12.0 GiB" in line and "weights, 15.4 GiB" in line and "--vllm_gpu_memory_utilization" in line
+    assert estimate_memory(config_7b, MemoryOptions(**options, vllm_parallel=2), 48 * GIB).fits(48 * GIB)
+    assert (
+        len(estimate_memory(config_7b, MemoryOptions(**options), 24 * GIB).advice(24 * GIB)) > 2
+    )  # all that is wrong
+
+
 def test_advice_names_the_largest_parts_and_what_lowers_them(config_7b):
     full = estimate_memory(config_7b, MemoryOptions(reference=True))
     first, *rest = full.advice(24 * GIB)

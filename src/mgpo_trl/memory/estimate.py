@@ -48,6 +48,8 @@ class MemoryEstimate:
     """Bytes by name of the part."""
     vllm_sleeps: bool = False
     """Whether the memory of a colocated vLLM is free while training runs."""
+    vllm_weights: int = 0
+    """Bytes of weights that a colocated vLLM holds within its share."""
 
     @property
     def training(self) -> int:
@@ -71,8 +73,8 @@ class MemoryEstimate:
         return int(ours * (1 + FRAGMENTS)) + vllm
 
     def fits(self, gpu_bytes: int) -> bool:
-        """Whether the peak stays within a GPU of this size."""
-        return self.peak <= gpu_bytes
+        """Whether the peak stays within a GPU of this size, and a colocated vLLM can load the weights."""
+        return self.peak <= gpu_bytes and not self._starved()
 
     def table(self) -> str:
         """One line a part, in GiB, then the two peaks."""
@@ -82,17 +84,29 @@ class MemoryEstimate:
         return "\n".join(lines)
 
     def advice(self, gpu_bytes: int) -> list[str]:
-        """What to change where the peak does not fit, the largest part first; one line where it does."""
+        """What to change where the run does not fit, the largest part first; one line where it does."""
         size = gpu_bytes / GIB
         if self.fits(gpu_bytes):
             return [f"Estimated peak {self.peak / GIB:.1f} GiB: fits a GPU of {size:.0f} GiB."]
+        if self.peak <= gpu_bytes:
+            return self._starved()
         phase, names = ("training", TRAINING) if self.training >= self.generation else ("generation", GENERATION)
-        lines = [f"Estimated peak {self.peak / GIB:.1f} GiB in {phase}: does not fit a GPU of {size:.0f} GiB."]
+        peak = f"Estimated peak {self.peak / GIB:.1f} GiB in {phase}: does not fit a GPU of {size:.0f} GiB."
         ours = sorted({*ALWAYS, *names, "vLLM"} & set(ADVICE), key=lambda name: -self.parts.get(name, 0))
-        return lines + [
+        largest = [
             f"{name} takes {self.parts[name] / GIB:.1f} GiB: {ADVICE[name]}."
             for name in ours[:3]
             if self.parts.get(name, 0)
+        ]
+        return [peak, *self._starved(), *largest]
+
+    def _starved(self) -> list[str]:
+        share = self.parts.get("vLLM", 0)
+        if self.vllm_weights <= share:
+            return []
+        return [
+            f"vLLM's share of {share / GIB:.1f} GiB has no room for the weights, {self.vllm_weights / GIB:.1f} GiB: "
+            "raise `--vllm_gpu_memory_utilization` or `--vllm_tensor_parallel_size`."
         ]
 
 
@@ -119,7 +133,8 @@ def estimate_memory(config, options: MemoryOptions, gpu_bytes: int | None = None
     parts |= _generation_parts(config, options, weights)
     parts["vLLM"] = int(options.vllm_share * gpu_bytes) if options.vllm == "colocate" else 0
     parts["CUDA context"] = CUDA_CONTEXT
-    return MemoryEstimate(parts, options.vllm_sleeps)
+    vllm_weights = weights.base // options.vllm_parallel if options.vllm == "colocate" else 0
+    return MemoryEstimate(parts, options.vllm_sleeps, vllm_weights)
 
 
 def image_tokens(config, options: MemoryOptions) -> int:

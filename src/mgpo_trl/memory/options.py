@@ -52,6 +52,8 @@ class MemoryOptions:
     """`None`, or vLLM's mode: `"colocate"` on the same GPUs, `"server"` on others."""
     vllm_share: float = field(default=0.3, metadata={"help": "`vllm_gpu_memory_utilization`"})
     """Share of the GPU's memory that a colocated vLLM takes."""
+    vllm_parallel: int = 1
+    """GPUs that share one colocated engine: `vllm_tensor_parallel_size`."""
     vllm_sleeps: bool = False
     """Whether a colocated vLLM gives its memory back while training runs."""
 
@@ -92,5 +94,6 @@ class MemoryOptions:
             offload=offload,
             vllm=args.vllm_mode if args.use_vllm else None,
             vllm_share=args.vllm_gpu_memory_utilization,
+            vllm_parallel=args.vllm_tensor_parallel_size,
             vllm_sleeps=args.vllm_enable_sleep_mode,
         )
