@@ -94,9 +94,13 @@ ON_ITS_OWN = {"lora_target_modules": ["q_proj"], "use_peft": True}
         ({}, ["language"], None, "`--lora_on` says where a new adapter goes. Give `--use_peft`"),
         ({"use_peft": True}, ["head"], None, "`lora_on` must name some of"),
         (ON_ITS_OWN, ["language"], None, "Give `--lora_on` or `--lora_target_modules`"),
+        (
+            {"load_in_4bit": True, "use_peft": True, "dtype": "auto"}, None, None,
+            "computed in the precision that `--dtype` names, got 'auto'. Give `--dtype bfloat16`",
+        ),
         ({}, None, "nowhere", "`--adapter` must be a directory or Hub id with `adapter_config.json`, got 'nowhere'"),
     ],
-)
+)  # fmt: skip
 def test_options_that_would_do_nothing_are_refused(model_options, lora_on, adapter, message):
     with pytest.raises(ValueError, match=message):
         check_adapter_options(ModelConfig(**model_options), lora_on, adapter)

@@ -1,17 +1,25 @@
 """What the documents say can be typed: options exist, files exist, Python snippets compile and name what there is."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from commands import FENCE, ROOT, commands_of
 from transformers.trainer_utils import HubStrategy
 from trl import TrlParser
 
 from mgpo_trl import MGPOConfig, scripts
+from mgpo_trl.adapters import quantization_config
 from mgpo_trl.cli import build_parser
 from mgpo_trl.data.benchmarks import BENCHMARKS
 from mgpo_trl.evaluation.arguments import EvalArguments
+from mgpo_trl.launch_checks import check_launch, check_quantized
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import recipe_memory  # noqa: E402
 
 FILES = {"train.py", *(str(path.relative_to(ROOT)) for path in (ROOT / "ds_configs").glob("*.yaml"))}
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "LOG.md"])
@@ -51,6 +59,31 @@ def test_every_command_parses(path, monkeypatch):
             assert (ROOT / "src" / (words[2].replace(".", "/") + ".py")).is_file(), words
         else:
             assert words[0] == "python" and (ROOT / words[1]).is_file(), words
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_more_gpus_keep_the_batch_of_a_recipe(path, monkeypatch):
+    """Rollouts of an update, and updates that share one sampling; and the launch passes its checks."""
+    monkeypatch.chdir(ROOT)
+    launches = [words[2:] for words in lines_of(path) if words[:2] == ["accelerate", "launch"] and "--config" in words]
+    for launched in map(launch_command_parser().parse_args, launches):
+        options = launched.training_script_args
+        recipe = options[options.index("--config") + 1]
+        machine = recipe_memory.MACHINES.get(Path(recipe).stem, recipe_memory.Machine(1, 0))
+        file = yaml.safe_load(Path(launched.config_file).read_text()) if launched.config_file else {}
+        processes = launched.num_processes or file.get("num_processes", 1)
+        assert batch_of(options, processes, monkeypatch) == batch_of(["--config", recipe], machine.gpus, monkeypatch)
+
+
+def batch_of(options, processes, monkeypatch):
+    monkeypatch.setattr(MGPOConfig, "world_size", processes)
+    _, args, model_args = scripts.parse_training(options)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: name)  # as if vLLM were there
+        check_launch(args, environment={})
+    check_quantized(quantization_config(model_args), args, environment={})
+    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    return rollouts, max(1, args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)

@@ -79,7 +79,7 @@ REFUSED = {
     "continuous batching": (
         {"use_transformers_continuous_batching": True}, {}, "can not generate with images.*`--use_vllm true`",
     ),
-    "no vLLM": ({"use_vllm": True}, {}, r"vLLM is not installed.*pip install vllm"),
+    "no vLLM": ({"use_vllm": True}, {}, r"vLLM is not installed.*pip install -e '\.\[vllm\]'"),
 }  # fmt: skip
 
 
@@ -109,13 +109,21 @@ FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True)
 STORED = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=torch.bfloat16)
 
 
-def test_fsdp_takes_quantised_weights_that_it_shards():
+def test_fsdp_takes_quantised_weights_that_it_shards(config):
+    args = config()
     for quantization, environment in ((None, FSDP), (FOUR_BITS, {}), (FOUR_BITS, DEEPSPEED), (STORED, FSDP)):
-        check_quantized(quantization, environment=environment)
+        check_quantized(quantization, args, environment=environment)
     with pytest.raises(ValueError, match=r"stored as torch\.uint8 whole.*`--bnb_4bit_quant_storage bfloat16`"):
-        check_quantized(FOUR_BITS, environment=FSDP)
+        check_quantized(FOUR_BITS, args, environment=FSDP)
     with pytest.raises(ValueError, match=r"can not shard weights in 8 bits.*zero2\.yaml"):
-        check_quantized(BitsAndBytesConfig(load_in_8bit=True), environment=FSDP)
+        check_quantized(BitsAndBytesConfig(load_in_8bit=True), args, environment=FSDP)
+
+
+def test_vllm_takes_no_quantised_weights(config):
+    args = config(set_later={"use_vllm": True})
+    check_quantized(None, args, environment={})
+    with pytest.raises(ValueError, match="`use_vllm` needs weights that are not quantised"):
+        check_quantized(FOUR_BITS, args, environment={})
 
 
 def test_the_trainer_checks_the_precision_before_it_looks_for_the_model(make_trainer, monkeypatch):

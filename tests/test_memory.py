@@ -11,9 +11,10 @@ from trl import ModelConfig
 from mgpo_trl import MGPOConfig
 from mgpo_trl.adapters import target_modules
 from mgpo_trl.layouts import LAYOUTS, layout_config
-from mgpo_trl.memory import GIB, MemoryOptions, estimate_memory, estimate_run, launch, warn_of_memory
+from mgpo_trl.memory import GIB, MemoryEstimate, MemoryOptions, estimate_memory, estimate_run, launch, warn_of_memory
 from mgpo_trl.memory.simulate import LiveBytes, attend_through_probe, language_pass
 from mgpo_trl.memory.weights import count_weights, optimizer_bytes, quantized_bytes
+from mgpo_trl.scripts import configuration_of
 
 QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -69,6 +70,29 @@ def test_weights_gradients_and_optimizer_equal_those_of_a_real_step(tiny_dir):
     assert counted.optimizer == size(states)
 
 
+def test_a_saved_adapter_is_counted_as_it_is_trained(tiny_dir, tmp_path):
+    """Saved adapters say that they are for inference; going on from one trains it, beside a frozen copy of it."""
+    config, args = AutoConfig.from_pretrained(tiny_dir), MGPOConfig(str(tmp_path / "run"), report_to="none")
+    get_peft_model(AutoModelForImageTextToText.from_pretrained(tiny_dir), lora()).save_pretrained(tmp_path / "adapter")
+    _, saved = configuration_of(str(tiny_dir), str(tmp_path / "adapter"), args, ModelConfig())
+    new = estimate_run(config, args, ModelConfig(), lora=lora()).parts
+    further = estimate_run(config, args, ModelConfig(), lora=saved).parts
+    assert further == new and further["adapter"] > 0 < further["optimizer"]
+    assert further["reference"] == further["adapter"]
+    args.beta = 0.0
+    assert estimate_run(config, args, ModelConfig(), lora=saved).parts["reference"] == 0
+
+
+def test_the_tower_is_trained_where_an_adapter_lies_on_it(tiny_dir):
+    config = AutoConfig.from_pretrained(tiny_dir)
+
+    def vision(*targets):
+        adapter = LoraConfig(target_modules=list(targets), task_type="CAUSAL_LM")
+        return estimate_memory(config, MemoryOptions(lora=adapter, checkpointing=False)).parts["vision activations"]
+
+    assert vision("q_proj", "up_proj") > 2 * vision("q_proj")  # of the tower, too: its attention has no `q_proj`
+
+
 def test_optimizers():
     weights = torch.nn.Parameter(torch.empty(8192, dtype=torch.bfloat16))
     by_name = {name: optimizer_bytes(weights, MemoryOptions(optimizer=name)) for name in ("adamw_torch", "sgd")}
@@ -119,6 +143,7 @@ def test_options_move_the_parts_that_they_should(config_7b):
     assert small.parts["weights"] < 0.45 * full.parts["weights"] and small.parts["reference"] == 0
     kept = estimate_memory(config_7b, MemoryOptions(lora=lora(), checkpointing=False)).parts["activations"]
     assert kept > 5 * estimate_memory(config_7b, MemoryOptions(lora=lora())).parts["activations"]
+    assert small.generation > MemoryEstimate({**small.parts, "unpacked layer": 0}).generation
     alone = estimate_memory(config_7b, MemoryOptions(lora=lora(), shares_prefix=False))
     assert small.parts["prefill"] < alone.parts["prefill"] / 2
     server = estimate_memory(config_7b, MemoryOptions(lora=lora(), vllm="server"))
@@ -132,6 +157,19 @@ def test_a_colocated_vllm_takes_its_share_and_may_sleep(config_7b):
     awake = estimate_memory(config_7b, MemoryOptions(**options), 80 * GIB)
     asleep = estimate_memory(config_7b, MemoryOptions(**options, vllm_sleeps=True), 80 * GIB)
     assert awake.parts["vLLM"] == 20 * GIB and awake.training - asleep.training == 20 * GIB
+
+
+def test_a_colocated_vllm_needs_room_for_the_weights(config_7b):
+    """It would not start, after the model was loaded. Two GPUs that share an engine hold half of them each."""
+    options = {"lora": lora(), "vllm": "colocate", "vllm_share": 0.25}
+    starved = estimate_memory(config_7b, MemoryOptions(**options), 48 * GIB)
+    assert starved.peak < 48 * GIB and not starved.fits(48 * GIB)
+    (line,) = starved.advice(48 * GIB)
+    assert "share of 12.0 GiB" in line and "weights, 15.4 GiB" in line and "--vllm_gpu_memory_utilization" in line
+    assert estimate_memory(config_7b, MemoryOptions(**options, vllm_parallel=2), 48 * GIB).fits(48 * GIB)
+    assert (
+        len(estimate_memory(config_7b, MemoryOptions(**options), 24 * GIB).advice(24 * GIB)) > 2
+    )  # all that is wrong
 
 
 def test_advice_names_the_largest_parts_and_what_lowers_them(config_7b):

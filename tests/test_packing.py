@@ -73,6 +73,8 @@ SETTINGS = {
     "Qwen3-VL, trained tower": QWEN3,
     "Qwen3-VL, frozen tower": {**QWEN3, "lora": True, "beta": 0.05},
     "Qwen3-VL, three rounds": {**QWEN3, "num_rounds": 3},
+    "Qwen3-VL, ratio of a sequence": {**QWEN3, "importance_sampling_level": "sequence", "turn_loss_weights": [1, 3]},
+    "Qwen3-VL, high-entropy tokens": {**QWEN3, "top_entropy_quantile": 0.3, "loss_type": "cispo"},
 }
 
 

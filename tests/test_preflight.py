@@ -13,10 +13,12 @@ from mgpo_trl import MGPOConfig
 from mgpo_trl.boxes import parse_box
 from mgpo_trl.conversation import Conversation
 from mgpo_trl.data import LoadedRows
+from mgpo_trl.memory import MemoryEstimate
+from mgpo_trl.memory.estimate import CUDA_CONTEXT
 from mgpo_trl.preflight import run, run_preflight
 from mgpo_trl.preflight.report import PreflightReport
 from mgpo_trl.preflight.run import small_arguments
-from mgpo_trl.preflight.trainer import PreflightTrainer, longest_turn
+from mgpo_trl.preflight.trainer import PreflightTrainer, longest_turn, peak_bytes
 from mgpo_trl.preflight.worst_case import find_worst_case
 from mgpo_trl.rollout import Sampled, flatten, run_rounds, start_rollouts
 from mgpo_trl.scripts import MGPOScriptArguments
@@ -153,6 +155,18 @@ def test_a_sampler_that_tells_no_log_probabilities_is_compared_with_rollouts_alo
     assert "2 rollouts run alone" in logps.text and logps.verdict == "ok" and 0 < logps.figures["most"] < 1e-4
 
 
+def test_a_4_bit_run_is_looked_at(options, family_dir):
+    """TRL keeps an adapter on 4-bit weights in bf16, also where everything else is fp32: that is its precision."""
+    script_args, args, model_args = options(
+        family_dir("qwen3_vl"), 24.0, beta=0.01, max_pixels=96**2, min_pixels=64**2
+    )
+    model_args.use_peft = model_args.load_in_4bit = model_args.use_bnb_nested_quant = True
+    report = run_preflight(script_args, args, model_args)
+    parts = finding(report, "estimate").figures["parts"]
+    assert not report.problems and parts["adapter"] > 0 < parts["unpacked layer"] and parts["reference"] == 0
+    assert "(bfloat16, limit of the mean 0.1)" in finding(report, "log-probs").text
+
+
 # What speaks against a start
 
 
@@ -193,6 +207,31 @@ def test_a_measured_peak_is_judged_with_the_whole_batch(options, monkeypatch):
     run._judge_memory(measured, lambda args, size: Estimate(args), args, small, None, report)
     (found,) = report.problems
     assert found.figures == {"measured": 7 * run.GIB, "expected": 9 * run.GIB}
+
+
+def test_the_memory_is_judged_by_the_gpu_that_is_planned_for(options, monkeypatch):
+    report, measured = PreflightReport(), run.Measured(peak_bytes=30 * run.GIB)
+    monkeypatch.setattr(run, "device_bytes", lambda: 80 * run.GIB)
+    _, args, _ = options()
+    estimated = lambda args, size: MemoryEstimate()  # noqa: E731
+    run._judge_memory(measured, estimated, args, small_arguments(args, "unused"), 24 * run.GIB, report)
+    assert report.problems and "expected 30.0 of 24.0 GiB" in finding(report, "memory").text
+
+
+def test_the_peak_is_what_the_process_took_from_the_gpu(monkeypatch):
+    """As in the estimate, so that measured and estimated bytes can be added up."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 3 * run.GIB)
+    assert peak_bytes() == int(3 * run.GIB * 1.06) + CUDA_CONTEXT
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert peak_bytes() is None
+
+
+def test_turns_that_are_cut_and_masked_are_not_called_unsampled(options):
+    report = run_preflight(*options(mask_truncated_completions=True, round_token_budgets=[2, 1]))
+    logps = finding(report, "log-probs")
+    assert logps.verdict == "PROBLEM" and finding(report, "steps").figures["sampled_tokens"] > 0
+    assert "every answer of the first step was cut" in logps.text and "`round_token_budgets`" in logps.text
 
 
 def test_small_arguments_hold_whole_groups(options, tmp_path):

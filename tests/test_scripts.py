@@ -86,6 +86,14 @@ def test_recipes_keep_the_papers_values(path):
         assert eight_gpus * args.gradient_accumulation_steps == 128 * args.num_generations
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPE_FILES if "full" in path.stem], ids=named)
+def test_a_colocated_vllm_has_room_for_the_longest_conversation_and_little_more(path):
+    """Unset, it would ask for a cache of the 128,000 tokens that the model knows, and not start."""
+    _, args, _ = parse("--config", path)
+    images = args.num_rounds * args.max_pixels // 28**2
+    assert args.use_vllm and images + sum(args.token_budgets) + 1024 < args.vllm_max_model_length < 20_000
+
+
 @pytest.mark.parametrize("path", [path for path in RECIPE_FILES if "lora" in path.stem], ids=named)
 def test_lora_goes_on_the_language_layers_and_not_on_the_vision_tower(path):
     script_args, _, model_args = parse("--config", path)

@@ -64,6 +64,11 @@ def check_adapter_options(model_args, lora_on: Sequence[str] | None, adapter: st
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     if bits and not trains_adapter:
         raise ValueError(f"Weights in {bits} bits can not be trained. Add `--use_peft` to train an adapter on them.")
+    if bits == 4 and model_args.dtype == "auto":
+        raise ValueError(
+            "Weights in 4 bits are computed in the precision that `--dtype` names, got 'auto'. Give "
+            "`--dtype bfloat16`, float16 or float32."
+        )
     if lora_on is None:
         return
     target_modules(lora_on)

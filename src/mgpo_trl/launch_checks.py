@@ -21,6 +21,11 @@ OPTIMIZER_SHARDS = "global_step*/*optim_states.pt"
 """Files of a DeepSpeed checkpoint, one for each process that saved it."""
 FSDP_FILES = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0")
 """One of them lies in an FSDP checkpoint: the whole model, or a directory of shards."""
+QUANTISED_FOR_VLLM = (
+    "`use_vllm` needs weights that are not quantised, got a model in 4 or 8 bits: vLLM is sent the adapter merged "
+    "into them, and that merge is lossy. Leave `use_vllm` out, or `load_in_4bit`."
+)
+"""The message of a model that vLLM can not be sent."""
 
 
 def check_launch(args, *, environment: Mapping[str, str] | None = None) -> None:
@@ -109,8 +114,8 @@ def _engine_problems(args, environment: Mapping[str, str]) -> Iterator[str]:
         )
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         yield (
-            "`use_vllm` is set and vLLM is not installed. Install it (`pip install vllm`), or leave `use_vllm` out to "
-            "generate with transformers."
+            "`use_vllm` is set and vLLM is not installed. Install the version that fits (`pip install -e '.[vllm]'`), "
+            "or leave `use_vllm` out to generate with transformers."
         )
     size = args.vllm_tensor_parallel_size
     if args.use_vllm and args.vllm_mode == "colocate" and args.world_size % size:
@@ -120,18 +125,21 @@ def _engine_problems(args, environment: Mapping[str, str]) -> Iterator[str]:
         )
 
 
-def check_quantized(quantization, *, environment: Mapping[str, str] | None = None) -> None:
+def check_quantized(quantization, args, *, environment: Mapping[str, str] | None = None) -> None:
     """
-    Refuse quantised weights that FSDP would not shard.
+    Refuse quantised weights that vLLM can not sample from, or that FSDP would not shard.
 
     Args:
         quantization ([`~transformers.BitsAndBytesConfig`], *optional*): How the model is loaded.
+        args ([`~mgpo_trl.MGPOConfig`]): The options.
         environment (`Mapping[str, str]`, *optional*): What the launcher set; the process's own by default.
 
     Raises:
-        ValueError: They would stand whole on every process, or can not be split.
+        ValueError: They would stand whole on every process, can not be split, or can not be sent to vLLM.
     """
     environment = os.environ if environment is None else environment
+    if quantization is not None and args.use_vllm:
+        raise ValueError(QUANTISED_FOR_VLLM)
     if quantization is None or not _is_true(environment, "ACCELERATE_USE_FSDP"):
         return
     elsewhere = "use ds_configs/multi_gpu.yaml or ds_configs/zero2.yaml, where every process holds them"

@@ -95,7 +95,7 @@ class MGPOTrainer(Checkpoints, GRPOTrainer):
         model_name = model if isinstance(model, str) else model.config._name_or_path
         args = args or MGPOConfig(f"{model_name.split('/')[-1]}-MGPO")
         check_launch(args)
-        check_quantized(kwargs.get("quantization_config"))
+        check_quantized(kwargs.get("quantization_config"), args)
         prepare_push(args)
         if isinstance(model, str) and is_adapter(model):
             model = load_trainable(model, args, quantization=kwargs.pop("quantization_config", None))

@@ -307,7 +307,7 @@ def build_trainer(
     config, old_lora = configuration_of(name, adapter, args, model_args)
     warn_of_memory(config, old_lora, args=args, model_args=model_args, lora_on=script_args.lora_on)
     quantization = quantization_config(model_args)
-    check_quantized(quantization)
+    check_quantized(quantization, args)
     options = {"quantization_config": quantization, "peft_config": lora_config(model_args, script_args.lora_on)}
     if adapter is not None:
         options = {}
@@ -330,7 +330,11 @@ def configuration_of(name: str | None, adapter: str | None, args, model_args) ->
     if name is None:
         name, revision = adapter_base(adapter)
     config = load_config(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    return config, None if adapter is None else PeftConfig.from_pretrained(adapter)
+    if adapter is None:
+        return config, None
+    lora = PeftConfig.from_pretrained(adapter)
+    lora.inference_mode = False  # which every saved adapter says
+    return config, lora
 
 
 def _warn_of_local_base(base_model: str) -> None:

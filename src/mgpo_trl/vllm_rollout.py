@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
+from .adapters import is_quantized
+from .launch_checks import QUANTISED_FOR_VLLM
 from .rollout import Rollout
 from .vllm_server import PatientClient
 
@@ -44,7 +46,8 @@ class RoundGeneration(vllm_generation.VLLMGeneration):
     """
 
     def __init__(self, engine_options: dict, model, *args, **kwargs):
-        _check_not_quantised(model)
+        if is_quantized(model):
+            raise ValueError(QUANTISED_FOR_VLLM)
         self.engine_options = engine_options
         self.samples: list[str] = []
         """Ids of the samples of this process, in the order of the prompts; the trainer sets them."""
@@ -218,15 +221,6 @@ def sampling_logprobs(rollout: Rollout, counts: Sequence[bool]) -> list[float]:
     for turn in rollout.turns:
         flat += [*turn.logprobs, *[math.nan] * len(turn.reply_ids)]
     return [logprob if kept else math.nan for logprob, kept in zip(flat, counts, strict=True)]
-
-
-def _check_not_quantised(model) -> None:
-    """vLLM gets the adapter merged into the weights; into 4-bit weights it does not merge without loss."""
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        raise ValueError(
-            "`use_vllm` needs weights that are not quantised, got a model loaded in 4 or 8 bits: vLLM is sent the "
-            "adapter merged into them, and that merge is lossy. Leave `use_vllm` out, or `load_in_4bit`."
-        )
 
 
 @contextmanager

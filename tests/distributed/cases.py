@@ -20,7 +20,7 @@ from commands import load_script, shorten_builtin
 from conftest import photo_row
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from pytest import MonkeyPatch
+from pytest import MonkeyPatch, raises
 from scripted import photos_dataset
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LogitsProcessor, LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -266,15 +266,22 @@ def dies_in_a_save(model, directory):
     trainer.train()
 
 
-def train_script(model, directory):
+def train_script(model, directory, **more):
     """`train.py` itself, with its options: the schedule of the built-in recipe is one with a floor."""
     options = {
         "model_name_or_path": model, "dataset_name": "builtin:needle", "limit": 4, "output_dir": directory,
         "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2, "round_token_budgets": "6 4",
-        "report_to": "none", "disable_tqdm": "true",
+        "report_to": "none", "disable_tqdm": "true", **more,
     }  # fmt: skip
     parts = [part for name, value in options.items() if value for part in (f"--{name}", *str(value).split(" "))]
     load_script("train").main(parts)
+
+
+def preflight(model, directory):
+    """The look before the run, on several processes; its exit code says that the run is ready."""
+    with raises(SystemExit) as ended:
+        train_script(model, directory, preflight="true")
+    assert ended.value.code == 0
 
 
 def builtin_run(model, directory):
@@ -293,6 +300,7 @@ CASES = {
         four_bit,
         lopsided,
         train_script,
+        preflight,
         builtin_run,
         dies_in_a_rollout,
         dies_in_a_save,

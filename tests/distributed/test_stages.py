@@ -21,12 +21,12 @@ from mgpo_trl.records import read_rollouts
 
 pytestmark = pytest.mark.slow
 STAGES = {
-    "multi_gpu": ("full", "adapter", "four_bit", "lopsided", "builtin_run"),
+    "multi_gpu": ("full", "adapter", "four_bit", "lopsided", "preflight", "builtin_run"),
     "fsdp2": ("full", "adapter", "further", "four_bit", "lopsided", "train_script"),
     "zero1": ("full",),
     "zero2": ("full", "adapter", "further", "four_bit", "lopsided", "builtin_run"),
     "zero2_offload": ("adapter",),
-    "zero3": ("full", "further", "four_bit", "lopsided", "train_script"),
+    "zero3": ("full", "further", "four_bit", "lopsided", "preflight", "train_script"),
     "zero3_offload": ("adapter",),
     "zero3_two_nodes": ("adapter",),
 }
@@ -73,7 +73,7 @@ def test_the_processes_are_those_asked_for_and_shard_what_they_should(stage):
     name, _, ranks = stage
     for result in chain.from_iterable(case.values() for rank in ranks for case in rank.values() if case):
         assert result["processes"] == 2 and result["engine"] == ENGINES[config_of(name)["distributed_type"]]
-    for case in set(STAGES[name]) - {"train_script", "builtin_run"}:
+    for case in set(STAGES[name]) - {"train_script", "preflight", "builtin_run"}:
         for result in ranks[0][case].values():
             assert result["sharded"] == (result["parameters"] if is_sharded(name) else 0)
             assert result["shares"] == (not is_sharded(name))
@@ -156,6 +156,16 @@ def test_the_script_trains_and_saves(stage):
         assert (saved / "model.safetensors").exists()
         record = json.loads((saved / "run.json").read_text())
         assert record["num_rounds"] == 2
+        kept = [rollout["id"] for rollout in read_rollouts(saved)]  # by one process, of the groups of both
+        assert kept == [f"step-0/group-{group}/sample-{sample}" for group in (0, 1) for sample in (0, 1)]
+        assert "# train_script" in (saved / "README.md").read_text()
+
+
+def test_the_preflight_says_ready(stage):
+    name, directory, _ = stage
+    if "preflight" in STAGES[name]:
+        report = json.loads((directory / "preflight" / "preflight" / "preflight.json").read_text())
+        assert report["ready"] and (directory / "preflight" / "preflight" / "boxes.png").exists() != is_sharded(name)
 
 
 def test_the_built_in_run_plays_its_held_out_scenes_once(stage):

@@ -20,8 +20,8 @@ HEAD_TILE = (4096, 32768)
 ZERO_BUCKETS = 2 * 500_000_000 * 2
 """Two buckets of 5e8 numbers in bf16, the default of DeepSpeed, in which gradients and weights travel."""
 
-ALWAYS = ("weights", "adapter", "reference", "gradients", "optimizer", "images", "CUDA context")
-TRAINING = ("activations", "vision activations", "LM head", "unpacked layer", "ZeRO buffers")
+ALWAYS = ("weights", "adapter", "reference", "gradients", "optimizer", "images", "unpacked layer", "CUDA context")
+TRAINING = ("activations", "vision activations", "LM head", "ZeRO buffers")
 GENERATION = ("KV cache", "prefill", "gathered weights")
 ADVICE = {
     "weights": "`--load_in_4bit true --use_peft true`, a smaller model, or ZeRO-3 over more GPUs",
@@ -48,6 +48,8 @@ class MemoryEstimate:
     """Bytes by name of the part."""
     vllm_sleeps: bool = False
     """Whether the memory of a colocated vLLM is free while training runs."""
+    vllm_weights: int = 0
+    """Bytes of weights that a colocated vLLM holds within its share."""
 
     @property
     def training(self) -> int:
@@ -71,8 +73,8 @@ class MemoryEstimate:
         return int(ours * (1 + FRAGMENTS)) + vllm
 
     def fits(self, gpu_bytes: int) -> bool:
-        """Whether the peak stays within a GPU of this size."""
-        return self.peak <= gpu_bytes
+        """Whether the peak stays within a GPU of this size, and a colocated vLLM can load the weights."""
+        return self.peak <= gpu_bytes and not self._starved()
 
     def table(self) -> str:
         """One line a part, in GiB, then the two peaks."""
@@ -82,17 +84,29 @@ class MemoryEstimate:
         return "\n".join(lines)
 
     def advice(self, gpu_bytes: int) -> list[str]:
-        """What to change where the peak does not fit, the largest part first; one line where it does."""
+        """What to change where the run does not fit, the largest part first; one line where it does."""
         size = gpu_bytes / GIB
         if self.fits(gpu_bytes):
             return [f"Estimated peak {self.peak / GIB:.1f} GiB: fits a GPU of {size:.0f} GiB."]
+        if self.peak <= gpu_bytes:
+            return self._starved()
         phase, names = ("training", TRAINING) if self.training >= self.generation else ("generation", GENERATION)
-        lines = [f"Estimated peak {self.peak / GIB:.1f} GiB in {phase}: does not fit a GPU of {size:.0f} GiB."]
+        peak = f"Estimated peak {self.peak / GIB:.1f} GiB in {phase}: does not fit a GPU of {size:.0f} GiB."
         ours = sorted({*ALWAYS, *names, "vLLM"} & set(ADVICE), key=lambda name: -self.parts.get(name, 0))
-        return lines + [
+        largest = [
             f"{name} takes {self.parts[name] / GIB:.1f} GiB: {ADVICE[name]}."
             for name in ours[:3]
             if self.parts.get(name, 0)
+        ]
+        return [peak, *self._starved(), *largest]
+
+    def _starved(self) -> list[str]:
+        share = self.parts.get("vLLM", 0)
+        if self.vllm_weights <= share:
+            return []
+        return [
+            f"vLLM's share of {share / GIB:.1f} GiB has no room for the weights, {self.vllm_weights / GIB:.1f} GiB: "
+            "raise `--vllm_gpu_memory_utilization` or `--vllm_tensor_parallel_size`."
         ]
 
 
@@ -119,7 +133,8 @@ def estimate_memory(config, options: MemoryOptions, gpu_bytes: int | None = None
     parts |= _generation_parts(config, options, weights)
     parts["vLLM"] = int(options.vllm_share * gpu_bytes) if options.vllm == "colocate" else 0
     parts["CUDA context"] = CUDA_CONTEXT
-    return MemoryEstimate(parts, options.vllm_sleeps)
+    vllm_weights = weights.base // options.vllm_parallel if options.vllm == "colocate" else 0
+    return MemoryEstimate(parts, options.vllm_sleeps, vllm_weights)
 
 
 def image_tokens(config, options: MemoryOptions) -> int:
@@ -145,9 +160,10 @@ def _kept_parts(config, options: MemoryOptions, weights: WeightBytes) -> dict[st
     return {
         "weights": weights.base // share[3],
         "adapter": weights.adapter // share[3],
-        "reference": weights.base // share[3] if options.reference else 0,
+        "reference": (weights.base if options.lora is None else weights.adapter) // share[3] * options.reference,
         "gradients": weights.gradients // share[2],
         "optimizer": 0 if options.offload else weights.optimizer // share[1],
+        "unpacked layer": weights.largest_layer,
         "images": 4 * numbers * _patches(config, options, options.generation_batch),
     }
 
@@ -166,8 +182,7 @@ def _training_parts(config, options: MemoryOptions, weights: WeightBytes) -> dic
     prepare = partial(_prepared, options, options.checkpointing)
     tokens = row_tokens(config, options)
     language = language_pass(config, prepare, options.batch, tokens, train=True)
-    trains_vision = options.lora is None or "visual" in str(options.lora.target_modules)
-    vision = vision_pass(config, prepare, _patches(config, options, options.batch), train=trains_vision)
+    vision = vision_pass(config, prepare, _patches(config, options, options.batch), train=weights.trains_vision)
     head = _head_bytes(config, options)
     sharded = options.zero_stage == 3
     return {
@@ -175,8 +190,7 @@ def _training_parts(config, options: MemoryOptions, weights: WeightBytes) -> dic
         "activations": max(language.peak, language.held + head) - head,
         "LM head": head,
         # A frozen tower runs before the language layers and leaves its output.
-        "vision activations": vision.held if trains_vision else _beyond(vision, language),
-        "unpacked layer": weights.largest_layer,
+        "vision activations": vision.held if weights.trains_vision else _beyond(vision, language),
         "ZeRO buffers": ZERO_BUCKETS if options.zero_stage >= 2 and (sharded or options.lora is None) else 0,
     }
 

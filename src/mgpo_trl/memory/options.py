@@ -38,7 +38,8 @@ class MemoryOptions:
     optimizer: str = "adamw_torch_fused"
     """`optim` of the training arguments."""
     reference: bool = False
-    """Whether a second copy of all weights is held for the KL term (never with an adapter)."""
+    """Whether a frozen copy of what is trained is held for the KL term: of all weights, or of an adapter that training
+    goes on from. A new adapter needs none, the reference is the model without it."""
     shares_prefix: bool = True
     """Whether generation prefills what contexts share once (`share_prefix`), where the model's family allows it."""
     zero_stage: int = 0
@@ -51,6 +52,8 @@ class MemoryOptions:
     """`None`, or vLLM's mode: `"colocate"` on the same GPUs, `"server"` on others."""
     vllm_share: float = field(default=0.3, metadata={"help": "`vllm_gpu_memory_utilization`"})
     """Share of the GPU's memory that a colocated vLLM takes."""
+    vllm_parallel: int = 1
+    """GPUs that share one colocated engine: `vllm_tensor_parallel_size`."""
     vllm_sleeps: bool = False
     """Whether a colocated vLLM gives its memory back while training runs."""
 
@@ -71,9 +74,9 @@ class MemoryOptions:
             offload (`bool`, *optional*, defaults to `False`): Whether DeepSpeed offloads the optimizer.
             lora ([`~peft.LoraConfig`], *optional*): Adapter that training goes on from, in place of a new one.
         """
-        lora = lora or lora_config(model_args, lora_on)
+        new = None if lora is not None else lora_config(model_args, lora_on)
         return cls(
-            lora=lora,
+            lora=lora or new,
             bits=4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else 16,
             double_quant=model_args.use_bnb_nested_quant,
             dtype="bfloat16" if model_args.dtype == "auto" else model_args.dtype,
@@ -84,12 +87,13 @@ class MemoryOptions:
             sampled_tokens=sum(args.token_budgets),
             checkpointing=args.gradient_checkpointing,
             optimizer=getattr(args.optim, "value", args.optim),
-            reference=lora is None and args.beta != 0.0,
+            reference=new is None and args.beta != 0.0,
             shares_prefix=args.share_prefix,
             zero_stage=zero_stage,
             processes=processes,
             offload=offload,
             vllm=args.vllm_mode if args.use_vllm else None,
             vllm_share=args.vllm_gpu_memory_utilization,
+            vllm_parallel=args.vllm_tensor_parallel_size,
             vllm_sleeps=args.vllm_enable_sleep_mode,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..adapters import FULL_PRECISION
+from ..adapters import FULL_PRECISION, is_vision_frozen
 from .options import MemoryOptions
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -33,6 +33,8 @@ class WeightBytes:
     """States of the optimizer."""
     largest_layer: int
     """Largest linear layer in the precision of computation: what a 4-bit layer is unpacked to."""
+    trains_vision: bool
+    """Whether anything of the vision tower is trained, adapters included."""
 
 
 def meta_model(config, options: MemoryOptions):
@@ -96,6 +98,7 @@ def count_weights(config, options: MemoryOptions) -> WeightBytes:
         gradients=sum(_bytes(parameter) for parameter in trained),
         optimizer=sum(optimizer_bytes(parameter, options) for parameter in trained),
         largest_layer=max((weight.numel() * 2 for weight in linear if id(weight) in quantized), default=0),
+        trains_vision=not is_vision_frozen(model),
     )
 
 

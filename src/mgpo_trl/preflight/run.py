@@ -95,7 +95,9 @@ def _settle_model(script_args, args, model_args, directory: Path, report: Prefli
         return
     check_whole_models(args, "The built-in model")
     with args.main_process_first(local=False, desc="built-in model"):
-        model_args.model_name_or_path = str(save_tiny(directory / "model", script_args.dataset_name.split(":")[1]))
+        if args.process_index == 0:  # the others read it at once
+            save_tiny(directory / "model", script_args.dataset_name.split(":")[1])
+    model_args.model_name_or_path = str(directory / "model")
     report.add("model", UNSURE, "The built-in model before its warm start: its boxes and answers mean nothing yet.")
 
 
@@ -171,11 +173,11 @@ def _judge_memory(found: Measured, estimated, args, small, size: int | None, rep
         return
     more = max(estimated(args, size).peak - estimated(small, size).peak, 0)
     expected = found.peak_bytes + more
-    total = device_bytes()
-    text = f"measured {found.peak_bytes / GIB:.1f} GiB, expected {expected / GIB:.1f} of {total / GIB:.1f} GiB"
+    room = size or device_bytes()
+    text = f"measured {found.peak_bytes / GIB:.1f} GiB, expected {expected / GIB:.1f} of {room / GIB:.1f} GiB"
     if more:
         text += " with the whole generation batch"
-    report.add("memory", GOOD if expected <= total else BAD, text, measured=found.peak_bytes, expected=expected)
+    report.add("memory", GOOD if expected <= room else BAD, text, measured=found.peak_bytes, expected=expected)
 
 
 def _main_memory() -> int:
@@ -213,16 +215,30 @@ def _optimizer_steps(args, rows: int) -> int:
 def _judge_logps(trainer: PreflightTrainer, report: PreflightReport) -> None:
     found = trainer.measured
     if not found.deviations:
-        report.add("log-probs", BAD, "The first step sampled no token. Check the prompts and the end-of-turn token.")
+        reason = "The first step sampled no token. Check the prompts and the end-of-turn token."
+        if found.sampled_tokens:
+            reason = (
+                "every answer of the first step was cut, and `mask_truncated_completions` leaves nothing of it in the "
+                f"loss. Raise `round_token_budgets` ({trainer.args.token_budgets})."
+            )
+        report.add("log-probs", BAD, reason)
         return
     mean = sum(found.deviations) / len(found.deviations)
-    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else trainer.model.dtype
+    dtype = _precision(trainer)
     limit = MOST_DEVIATION[dtype]
     text = (
         f"the loss pass differs from {found.deviates_from} by {mean:.1e} on average, {max(found.deviations):.1e} at "
         f"most, over {len(found.deviations)} tokens ({str(dtype).removeprefix('torch.')}, limit of the mean {limit:g})"
     )
     report.add("log-probs", GOOD if mean <= limit else BAD, text, mean=mean, most=max(found.deviations))
+
+
+def _precision(trainer: PreflightTrainer) -> torch.dtype:
+    """The coarsest precision of the loss pass: an adapter on 4-bit weights is bf16, whatever lies below it."""
+    if trainer.args.bf16 or trainer.args.fp16:
+        return torch.bfloat16 if trainer.args.bf16 else torch.float16
+    trained = (parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad)
+    return max({trainer.model.dtype, *trained}, key=MOST_DEVIATION.get)
 
 
 def _draw_boxes(trainer: PreflightTrainer, train: LoadedRows, directory: Path, report: PreflightReport) -> None:

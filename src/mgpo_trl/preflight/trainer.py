@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..boxes import format_box
+from ..memory.estimate import CUDA_CONTEXT, FRAGMENTS
 from ..mgpo_trainer import MGPOTrainer
 from ..processing import VisionChat
 from ..rollout import Rollout, flatten
@@ -31,7 +32,7 @@ class Measured:
     deviates_from: str = ""
     """What the loss pass was compared with."""
     peak_bytes: int | None = None
-    """Most memory of the accelerator that the steps took; `None` on a CPU."""
+    """Most memory of the accelerator that the steps took, see [`peak_bytes`]; `None` on a CPU."""
 
 
 class PreflightTrainer(MGPOTrainer):
@@ -83,8 +84,7 @@ class PreflightTrainer(MGPOTrainer):
         spent = _now() - started - (self._before_loss - before)
         name = "loss" if self._is_first else "longest loss"
         self.measured.seconds[name] = self.measured.seconds.get(name, 0.0) + spent
-        if torch.accelerator.is_available():
-            self.measured.peak_bytes = torch.accelerator.max_memory_allocated()
+        self.measured.peak_bytes = peak_bytes()
         return loss
 
     # Log-probabilities
@@ -157,6 +157,16 @@ def longest_turn(rollout: Rollout, number: int, args, chat: VisionChat) -> list[
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     filler = chat.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     return [*(ids + [filler] * budget)[: budget - 1], chat.end_of_turn_id]
+
+
+def peak_bytes() -> int | None:
+    """
+    Most memory that this process took from its accelerator so far: what was allocated, and the estimate's allowances
+    for fragments and the context, neither of which torch counts there. `None` on a CPU.
+    """
+    if not torch.accelerator.is_available():
+        return None
+    return int(torch.accelerator.max_memory_allocated() * (1 + FRAGMENTS)) + CUDA_CONTEXT
 
 
 def _now() -> float:
