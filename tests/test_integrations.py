@@ -1,6 +1,5 @@
 """Harnesses of others get the answers of `GroundedVQA`, and their options stay out of the first round."""
 
-import io
 import json
 import logging
 import subprocess
@@ -12,7 +11,6 @@ from types import ModuleType
 import pytest
 from commands import ROOT, environment
 from datasets import Image as ImageFeature
-from PIL import Image
 from test_readme import FENCE
 
 from mgpo_trl import GroundedVQA
@@ -142,15 +140,6 @@ def test_the_documented_start_of_vlmevalkit(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "vlmeval.config", models)
     exec(snippet(0).replace("outputs/run", str(directory)), {"__name__": "run_mgpo"})  # noqa: S102
     assert isinstance(models.supported_VLM["mgpo"](device="cpu"), MGPOForVLMEvalKit)
-
-
-def test_the_documented_use_from_python(directory, rows, tmp_path, capsys):
-    picture = Image.open(io.BytesIO(rows[0]["image"]["bytes"])).resize((1600, 1200))
-    picture.save(tmp_path / "street.jpg")
-    code = snippet(1).replace("outputs/run", str(directory)).replace("street.jpg", str(tmp_path / "street.jpg"))
-    names = {}
-    exec(code, names)  # noqa: S102
-    assert names["by_hand"].box == (900, 600, 1500, 1100) and len(capsys.readouterr().out.splitlines()) >= 2
 
 
 # lmms-eval
