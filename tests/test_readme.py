@@ -102,7 +102,7 @@ def test_make_train_runs(workplace, tmp_path):
     short += " --reward_funcs commands.every_second_is_right"
     (line,) = planned(workplace, "train", f"ARGS={short}")
     assert line.startswith(".venv/bin/accelerate launch ")
-    variables = environment(XDG_CACHE_HOME=str(cache), PYTHONPATH=str(ROOT / "tests"))
+    variables = environment(XDG_CACHE_HOME=str(cache), PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}")
     done = subprocess.run(
         line.removeprefix(".venv/bin/"), shell=True, cwd=workplace, env=variables, capture_output=True, text=True
     )
