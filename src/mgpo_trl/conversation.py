@@ -73,6 +73,16 @@ class Conversation:
         budgets = [boxes[min(i, len(boxes) - 1)] for i in range(num_rounds - 1)]
         return replace(self, num_rounds=num_rounds, token_budgets=(*budgets, answer))
 
+    def facts(self) -> dict:
+        """What every `run.json` says of it, by the names of [`~mgpo_trl.records.run_record`]."""
+        return {
+            "prompts_fingerprint": self.prompts.fingerprint,
+            "max_pixels": self.max_pixels,
+            "min_pixels": self.min_pixels,
+            "num_rounds": self.num_rounds,
+            "protocol_version": PROTOCOL_VERSION,
+        }
+
     def save(self, directory: str | os.PathLike) -> None:
         """Write `conversation.json` into `directory`."""
         record = {**asdict(self), "protocol_version": PROTOCOL_VERSION}

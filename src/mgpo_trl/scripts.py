@@ -388,20 +388,17 @@ def write_training_record(script_args: MGPOScriptArguments, args, model_args, ba
     """`run.json` of a training run: the resolved options, commit, versions, prompts, and the rows left out."""
     from dataclasses import asdict
 
-    from .prompts import PROTOCOL_VERSION, load_prompts
+    from .conversation import Conversation
+    from .prompts import load_prompts
     from .records import run_record, write_run
 
     if not args.should_save:
         return
     record = run_record(
         {"script": asdict(script_args), "training": args.to_dict(), "model": asdict(model_args)},
-        prompts_fingerprint=load_prompts(args.prompts_file).fingerprint,
-        max_pixels=args.max_pixels,
-        min_pixels=args.min_pixels,
+        **Conversation.from_config(args, load_prompts(args.prompts_file)).facts(),
         seed=args.seed,
-        num_rounds=args.num_rounds,
         processes=args.world_size,
-        protocol_version=PROTOCOL_VERSION,
         bad_rows=bad_rows,
     )
     write_run(args.output_dir, record, overwrite=True)

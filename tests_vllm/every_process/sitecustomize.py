@@ -20,12 +20,12 @@ class BeforeTorchvision(MetaPathFinder):
 
 
 def declare_operators() -> None:
-    import torch
+    from torch.library import Library
 
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.modules[__name__].library = library  # the declarations live as long as it does
+    declared = Library("torchvision", "DEF")
+    declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.modules[__name__].declared = declared  # the declarations live as long as it does
 
 
 sys.meta_path.insert(0, BeforeTorchvision())

@@ -18,7 +18,7 @@ from ..hub import prepare_push
 from ..image_loading import ImageLoader
 from ..images import open_image
 from ..launch_checks import check_whole_models
-from ..prompts import PROTOCOL_VERSION, load_prompts
+from ..prompts import load_prompts
 from ..records import RolloutWriter, read_rollouts, run_record, write_json, write_run
 from ..viewer import Scene, draw_comparison
 from .loading import builtin_level, load_builtin
@@ -122,13 +122,9 @@ def _heldout_report(trainer, dataset, name: str, temperature: float) -> dict | N
 def _write_record(directory: Path, trainer, temperature: float, n: int) -> None:
     record = run_record(
         {"model": trainer.model.config._name_or_path, "training": trainer.args.to_dict()},
-        prompts_fingerprint=trainer.conversation.prompts.fingerprint,
-        max_pixels=trainer.conversation.max_pixels,
-        min_pixels=trainer.conversation.min_pixels,
+        **trainer.conversation.facts(),
         seed=trainer.args.seed,
-        num_rounds=trainer.conversation.num_rounds,
         decoding={"mode": "sampled", "temperature": temperature} if temperature else {"mode": "greedy"},
-        protocol_version=PROTOCOL_VERSION,
         n_expected=n,
     )
     write_run(directory, record)

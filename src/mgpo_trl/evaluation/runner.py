@@ -15,7 +15,7 @@ from ..gallery import PictureWriter
 from ..generation import ModelGenerator, end_ids, load_for_inference
 from ..image_loading import ImageLoader
 from ..processing import parse_pixels
-from ..prompts import PROTOCOL_VERSION, load_prompts
+from ..prompts import load_prompts
 from ..records import RolloutWriter, run_record, seen_ids, write_run
 from ..rollout import Crops, Generate, RoundTemplate, start_rollouts
 from .arguments import EvalArguments
@@ -209,14 +209,10 @@ def _write_record(
     del config["protocol"]  # a result says which one it is, not which others were asked for
     record = run_record(
         {**config, "conversation": asdict(conversation)},
-        prompts_fingerprint=conversation.prompts.fingerprint,
-        max_pixels=conversation.max_pixels,
-        min_pixels=conversation.min_pixels,
+        **conversation.facts(),
         seed=args.seed,
-        num_rounds=conversation.num_rounds,
         decoding=args.decoding,
         protocol=protocol.name,
-        protocol_version=PROTOCOL_VERSION,
         official=args.official,
         n_expected=len(wanted),
         left_out=len(questions) - len(wanted),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation import Conversation
-from ..prompts import PROTOCOL_VERSION
 from ..records import RUN_FILE, read_run, run_record, write_atomically, write_run
 from .facts import PAPER, STATE_FILE, CardFacts, base_license, copy_facts, is_hub_id, keep_reports, read_facts
 from .picture import draw_rollouts, drop_picture, pick_rollouts
@@ -72,13 +71,9 @@ def record_run(directory: str | os.PathLike, args, conversation: Conversation, b
     """
     record = run_record(
         {"training": args.to_dict(), "model": {"model_name_or_path": base_model}},
-        prompts_fingerprint=conversation.prompts.fingerprint,
-        max_pixels=conversation.max_pixels,
-        min_pixels=conversation.min_pixels,
+        **conversation.facts(),
         seed=args.seed,
-        num_rounds=conversation.num_rounds,
         processes=args.world_size,
-        protocol_version=PROTOCOL_VERSION,
     )
     is_there = Path(directory, RUN_FILE).is_file() and read_run(directory).get("command") == record["command"]
     if not is_there:

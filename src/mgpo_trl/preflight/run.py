@@ -1,13 +1,13 @@
 """The preflight itself: what is cheap first, then the model, two steps, and the picture."""
 
 import copy
-import logging
 import math
 from pathlib import Path
 
 import torch
 from transformers import PrinterCallback
 
+from ..builtin.loading import builtin_level
 from ..builtin.tiny import register_processor, save_tiny
 from ..conversation import Conversation
 from ..data import LoadedRows
@@ -28,8 +28,6 @@ PICTURED_TOKENS = 512
 PICTURE_FILE = "boxes.png"
 MOST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Mean |difference| of log-probabilities above which something is wrong rather than rounded. Allowances."""
-
-logger = logging.getLogger(__name__)
 
 
 def run_preflight(script_args, args, model_args) -> PreflightReport:
@@ -96,7 +94,7 @@ def _settle_model(script_args, args, model_args, directory: Path, report: Prefli
     check_whole_models(args, "The built-in model")
     with args.main_process_first(local=False, desc="built-in model"):
         if args.process_index == 0:  # the others read it at once
-            save_tiny(directory / "model", script_args.dataset_name.split(":")[1])
+            save_tiny(directory / "model", builtin_level(script_args.dataset_name))
     model_args.model_name_or_path = str(directory / "model")
     report.add("model", UNSURE, "The built-in model before its warm start: its boxes and answers mean nothing yet.")
 
